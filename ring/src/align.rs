@@ -1,0 +1,51 @@
+//! Memory aligned for O_DIRECT, in safe code.
+
+use bytes::{Buf, BytesMut};
+
+/// Address, offset and length of direct I/O are multiples of this: no device in use asks for more than a page.
+pub const DIRECT_ALIGN: usize = 4096;
+
+/// `len` zero bytes whose address is a multiple of [`DIRECT_ALIGN`]. It stays so through `freeze` and `split_off` at
+/// multiples of it, but not through growth.
+pub fn aligned_buffer(len: usize) -> BytesMut {
+    let mut buffer = BytesMut::zeroed(len + DIRECT_ALIGN - 1);
+    let skip = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+    // `align_offset` may give up (`usize::MAX`) only in const evaluation; there `advance` would panic, never misalign.
+    buffer.advance(skip);
+    buffer.truncate(len);
+    buffer
+}
+
+/// Whether a write of `data` at `offset` is fit for a direct file.
+pub fn is_direct_aligned(offset: u64, data: &[u8]) -> bool {
+    data.as_ptr().align_offset(DIRECT_ALIGN) == 0
+        && offset.is_multiple_of(DIRECT_ALIGN as u64)
+        && data.len().is_multiple_of(DIRECT_ALIGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_stay_so_when_frozen() {
+        for len in [0, 1, 511, 4096, 4097, 1 << 20] {
+            let buffer = aligned_buffer(len);
+            assert_eq!((buffer.len(), buffer.as_ptr().align_offset(DIRECT_ALIGN)), (len, 0));
+            assert!(buffer.iter().all(|&b| b == 0));
+            let whole = buffer.freeze();
+            if len > 0 {
+                assert_eq!(whole.as_ptr().align_offset(DIRECT_ALIGN), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn alignment_is_of_address_offset_and_length() {
+        let buffer = aligned_buffer(8192);
+        assert!(is_direct_aligned(4096, &buffer));
+        assert!(!is_direct_aligned(512, &buffer));
+        assert!(!is_direct_aligned(0, &buffer[..512]));
+        assert!(!is_direct_aligned(0, &buffer[512..4608]));
+    }
+}
