@@ -1,0 +1,54 @@
+package ringmq.interop;
+
+import java.util.Arrays;
+import java.util.Objects;
+
+/** Counts checks and prints one line for each. Safe to use from client threads. */
+final class Report {
+    private int passed;
+    private int failed;
+
+    synchronized void pass(String name) {
+        passed++;
+        System.out.println("PASS " + name);
+    }
+
+    synchronized void fail(String name, String why) {
+        failed++;
+        System.out.println("FAIL " + name + ": " + why.replace('\n', ' '));
+    }
+
+    /** A line for the reader of the output; counted neither way. */
+    synchronized void note(String text) {
+        System.out.println("# " + text);
+    }
+
+    void check(String name, boolean holds, String why) {
+        if (holds) {
+            pass(name);
+        } else {
+            fail(name, why);
+        }
+    }
+
+    void equal(String name, Object expected, Object actual) {
+        check(name, Objects.equals(expected, actual), "expected " + brief(expected) + ", got " + brief(actual));
+    }
+
+    void equal(String name, byte[] expected, byte[] actual) {
+        int at = actual == null ? 0 : Arrays.mismatch(expected, actual);
+        check(name, at < 0, "expected " + expected.length + " bytes, got "
+            + (actual == null ? "none" : actual.length + ", first difference at " + at));
+    }
+
+    synchronized boolean summary() {
+        System.out.println(passed + " passed, " + failed + " failed");
+        System.out.flush();
+        return failed == 0;
+    }
+
+    private static String brief(Object value) {
+        String text = String.valueOf(value);
+        return text.length() <= 400 ? text : text.substring(0, 400) + "… (" + text.length() + " characters)";
+    }
+}
