@@ -12,4 +12,5 @@
 
 pub mod code;
 pub mod frame;
+pub mod request;
 pub mod types;
