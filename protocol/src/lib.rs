@@ -10,7 +10,11 @@
 //! hand, and never allocates more than a small multiple of the bytes it was given.
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod code;
 pub mod frame;
+pub mod id;
+pub mod message;
+pub mod properties;
 pub mod request;
 pub mod types;

@@ -1,0 +1,135 @@
+//! The two ids of a message. Both are 32 hex characters (56 with IPv6), and nothing but context tells them apart.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::types::PhysicalOffset;
+
+/// Where a message is: the broker's address and the physical offset. Clients connect to that very address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffsetMessageId {
+    pub store_host: SocketAddr,
+    pub physical_offset: PhysicalOffset,
+}
+
+/// Why a text is no offset message id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum IdError {
+    #[error("an offset message id has 32 or 56 characters, not {0}")]
+    Length(usize),
+    #[error("an offset message id consists of hex digits")]
+    Digit,
+    #[error("port {0} in an offset message id")]
+    Port(u32),
+}
+
+/// Writes bytes as upper-case hex.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
+    }
+}
+
+/// The octets of an address at the front of an id, and how many they are.
+fn octets(ip: IpAddr) -> ([u8; 16], usize) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&ip.octets());
+            (octets, 4)
+        }
+        IpAddr::V6(ip) => (ip.octets(), 16),
+    }
+}
+
+impl fmt::Display for OffsetMessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (octets, len) = octets(self.store_host.ip());
+        let port = u32::from(self.store_host.port());
+        write!(f, "{}{port:08X}{:016X}", Hex(&octets[..len]), self.physical_offset.0)
+    }
+}
+
+impl FromStr for OffsetMessageId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let ip_len = match text.len() {
+            32 => 4,
+            56 => 16,
+            other => return Err(IdError::Length(other)),
+        };
+        let mut bytes = [0u8; 28];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digit = |index: usize| char::from(digits[index]).to_digit(16).ok_or(IdError::Digit);
+            *byte = (digit(0)? << 4 | digit(1)?) as u8; // two digits
+        }
+        let number = |at: usize, len: usize| {
+            bytes[at..at + len].iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let ip = if ip_len == 4 {
+            IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]])
+        } else {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&bytes[..16]);
+            IpAddr::from(octets)
+        };
+        let port = number(ip_len, 4) as u32; // four bytes
+        let port = u16::try_from(port).map_err(|_| IdError::Port(port))?;
+        Ok(Self {
+            store_host: SocketAddr::new(ip, port),
+            physical_offset: PhysicalOffset(number(ip_len + 4, 8)),
+        })
+    }
+}
+
+/// Makes the unique keys (UNIQ_KEY) of one producer process. Keys of one generator differ unless it makes more than
+/// 65536 in a millisecond.
+#[derive(Clone, Debug)]
+pub struct UniqueKeys {
+    octets: [u8; 16],
+    octets_len: usize,
+    process_id: u16,
+    salt: u32,
+    counter: u16,
+}
+
+impl UniqueKeys {
+    /// `process_id` and `salt` tell generators on one host apart; Java takes the lower half of the pid and a hash.
+    pub fn new(client_ip: IpAddr, process_id: u16, salt: u32) -> Self {
+        let (octets, octets_len) = octets(client_ip);
+        Self { octets, octets_len, process_id, salt, counter: 0 }
+    }
+
+    /// The next key, at `now_ms` milliseconds since 1970.
+    pub fn next_key(&mut self, now_ms: i64) -> String {
+        self.counter = self.counter.wrapping_add(1);
+        // A month has fewer than 2^32 milliseconds.
+        let in_month = (now_ms - month_start_ms(now_ms)) as u32;
+        let ip = Hex(&self.octets[..self.octets_len]);
+        format!("{ip}{:04X}{:08X}{in_month:08X}{:04X}", self.process_id, self.salt, self.counter)
+    }
+}
+
+/// When the month of a time began, in UTC and milliseconds since 1970.
+pub fn month_start_ms(now_ms: i64) -> i64 {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    let days = now_ms.div_euclid(DAY_MS);
+    // Years are counted from March here, so that the leap day is the last day of a year. 719468 is the number of
+    // days from 0000-03-01 to 1970-01-01, and 146097 the number of days in 400 years.
+    let day_of_era = (days + 719_468).rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month + 2) / 5;
+    (days - day_of_month) * DAY_MS
+}
+
+#[cfg(test)]
+mod tests;
