@@ -1,0 +1,315 @@
+//! The data directory: who may use it, what it is, and its files.
+//!
+//!   <root>/lock              held while a broker uses the directory
+//!   <root>/ringmq.json       what the directory is: written once, aside, synced, renamed
+//!   <root>/shard-00/         segments of shard 0, one file each, named by the position of its first byte
+//!
+//! Functions here block; they are for start and for the housekeeping thread.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::config::SEGMENT_BYTES_MAX;
+use crate::log::Prepare;
+use crate::recover::SegmentStore;
+use crate::segment::SegmentBase;
+
+/// Format of a data directory that this code writes, and the newest that it reads.
+pub const DATA_FORMAT: u32 = 1;
+const LOCK_NAME: &str = "lock";
+const METADATA_NAME: &str = "ringmq.json";
+const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
+const ZEROS_BYTES: usize = 1 << 20;
+
+/// What a new data directory becomes; not looked at when the directory exists.
+#[derive(Clone, Copy, Debug)]
+pub struct NewDataDir {
+    pub shards: u16,
+    pub segment_bytes: u64,
+    /// A random number; blocks of other directories are told by it.
+    pub log_id: u32,
+}
+
+/// What was asked for by name. An existing directory that differs is refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    pub shards: Option<u16>,
+    pub segment_bytes: Option<u64>,
+}
+
+/// Why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("data directory {}: {what}: {source}", .path.display())]
+    Io { path: PathBuf, what: &'static str, source: io::Error },
+    #[error("data directory {}: another broker uses it; stop that one, or give this one a directory of its own with --data", .path.display())]
+    Locked { path: PathBuf },
+    #[error(
+        "data directory {} has format {found}, this version of RingMQ knows formats up to {DATA_FORMAT}; use the version that wrote it, or a newer one",
+        .path.display()
+    )]
+    Newer { path: PathBuf, found: u32 },
+    #[error("data directory {}: {METADATA_NAME} cannot be understood: {problem}; restore it from a backup", .path.display())]
+    Metadata { path: PathBuf, problem: String },
+    #[error(
+        "data directory {} was made with {what} {found}, but {wanted} is asked for; this cannot be changed later: leave the setting out, or use another directory",
+        .path.display()
+    )]
+    Differs { path: PathBuf, what: &'static str, found: u64, wanted: u64 },
+    #[error("data directory {} has shards but no {METADATA_NAME}: it is not complete; restore the file from a backup, or use another directory", .path.display())]
+    Incomplete { path: PathBuf },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Metadata {
+    format: u32,
+    shards: u16,
+    segment_bytes: u64,
+    log_id: u32,
+}
+
+/// An open data directory. No other process can open it until this is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    root: PathBuf,
+    metadata: Metadata,
+    lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory, or makes it if it does not exist or is empty.
+    pub fn open(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<Self, OpenError> {
+        let failed =
+            |what: &'static str| move |source| OpenError::Io { path: root.to_path_buf(), what, source };
+        fs::create_dir_all(root).map_err(failed("it cannot be made"))?;
+        let lock_path = root.join(LOCK_NAME);
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(lock_path);
+        let lock = lock.map_err(failed("it cannot be written to"))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::Locked { path: root.to_path_buf() },
+            TryLockError::Error(source) => {
+                OpenError::Io { path: root.to_path_buf(), what: "it cannot be locked", source }
+            }
+        })?;
+        let metadata = match fs::read(root.join(METADATA_NAME)) {
+            Ok(bytes) => parse_metadata(root, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(root, new, wanted)?,
+            Err(source) => return Err(failed("its metadata cannot be read")(source)),
+        };
+        let differs = |what, found: u64, wanted: u64| OpenError::Differs {
+            path: root.to_path_buf(),
+            what,
+            found,
+            wanted,
+        };
+        if let Some(shards) = wanted.shards.filter(|shards| *shards != metadata.shards) {
+            return Err(differs("shards =", metadata.shards.into(), shards.into()));
+        }
+        if let Some(bytes) = wanted.segment_bytes.filter(|bytes| *bytes != metadata.segment_bytes) {
+            return Err(differs("segment_bytes =", metadata.segment_bytes, bytes));
+        }
+        for shard in 0..metadata.shards {
+            // Made before the metadata at creation; a lost one is made again, empty, and recovery says what is missing.
+            fs::create_dir_all(shard_dir(root, shard)).map_err(failed("a shard's folder cannot be made"))?;
+        }
+        Ok(Self { root: root.to_path_buf(), metadata, lock })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn shards(&self) -> u16 {
+        self.metadata.shards
+    }
+
+    pub fn segment_bytes(&self) -> u64 {
+        self.metadata.segment_bytes
+    }
+
+    pub fn log_id(&self) -> u32 {
+        self.metadata.log_id
+    }
+
+    /// The file whose lock keeps other processes out. Writes of a killed process can still be on their way for a moment
+    /// after its lock is gone; a ring that holds on to this file until its last operation has ended closes that gap.
+    pub fn lock_file(&self) -> &File {
+        &self.lock
+    }
+
+    /// The folder of a shard's segments.
+    pub fn shard_dir(&self, shard: u16) -> PathBuf {
+        shard_dir(&self.root, shard)
+    }
+
+    /// The files of a shard's log, for recovery.
+    pub fn store(&self, shard: u16) -> FsStore {
+        FsStore::new(self.shard_dir(shard))
+    }
+}
+
+fn shard_dir(root: &Path, shard: u16) -> PathBuf {
+    root.join(format!("shard-{shard:02}"))
+}
+
+/// The file of a segment.
+pub fn segment_path(shard_dir: &Path, segment: SegmentBase) -> PathBuf {
+    shard_dir.join(segment.file_name())
+}
+
+fn parse_metadata(root: &Path, bytes: &[u8]) -> Result<Metadata, OpenError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let broken = |problem: String| OpenError::Metadata { path: root.to_path_buf(), problem };
+    let format: Format = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
+    if format.format > DATA_FORMAT {
+        return Err(OpenError::Newer { path: root.to_path_buf(), found: format.format });
+    }
+    let metadata: Metadata = serde_json::from_slice(bytes).map_err(|error| broken(error.to_string()))?;
+    let size = metadata.segment_bytes;
+    if metadata.format == 0
+        || metadata.shards == 0
+        || !size.is_multiple_of(1 << 20)
+        || size == 0
+        || size > SEGMENT_BYTES_MAX
+    {
+        return Err(broken("its numbers are impossible".to_string()));
+    }
+    Ok(metadata)
+}
+
+fn create(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<Metadata, OpenError> {
+    let failed = |what: &'static str| move |source| OpenError::Io { path: root.to_path_buf(), what, source };
+    let metadata = Metadata {
+        format: DATA_FORMAT,
+        shards: wanted.shards.unwrap_or(new.shards),
+        segment_bytes: wanted.segment_bytes.unwrap_or(new.segment_bytes),
+        log_id: new.log_id,
+    };
+    let mut text = serde_json::to_string_pretty(&metadata).expect("numbers are JSON");
+    text.push('\n');
+    parse_metadata(root, text.as_bytes())?;
+    // Segments without metadata: the file was lost. A new log id would disown them all.
+    for entry in fs::read_dir(root).map_err(failed("it cannot be listed"))? {
+        let entry = entry.map_err(failed("it cannot be listed"))?;
+        if entry.file_name().to_string_lossy().starts_with("shard-") && has_segments(&entry.path()) {
+            return Err(OpenError::Incomplete { path: root.to_path_buf() });
+        }
+    }
+    let write = || -> io::Result<()> {
+        for shard in 0..metadata.shards {
+            fs::create_dir_all(shard_dir(root, shard))?;
+        }
+        let aside = root.join(METADATA_ASIDE_NAME);
+        let mut file = File::create(&aside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&aside, root.join(METADATA_NAME))?;
+        File::open(root)?.sync_all()?;
+        // The directory itself is an entry of its parent.
+        match root.canonicalize()?.parent() {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().map_err(failed("its metadata cannot be written"))?;
+    Ok(metadata)
+}
+
+fn has_segments(dir: &Path) -> bool {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    names.into_iter().any(|entry| entry.file_name().to_str().and_then(SegmentBase::from_file_name).is_some())
+}
+
+/// Fills a stretch of a segment's file with zeros and makes them durable; makes the file, at its full size, if need be.
+/// For the housekeeping thread. An error leaves the log as it was: it may be tried again.
+pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Result<()> {
+    let path = segment_path(shard_dir, wanted.segment);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    let is_new = file.metadata()?.len() < segment_bytes;
+    if is_new {
+        file.set_len(segment_bytes)?;
+    }
+    let zeros = vec![0; ZEROS_BYTES];
+    let mut at = wanted.from;
+    while at < wanted.to {
+        let step = (wanted.to - at).min(ZEROS_BYTES as u64);
+        file.write_all_at(&zeros[..step as usize], at)?; // at most ZEROS_BYTES
+        at += step;
+    }
+    if is_new {
+        file.sync_all()?;
+        File::open(shard_dir)?.sync_all()
+    } else {
+        file.sync_data()
+    }
+}
+
+/// Segment files of one shard, read past the page cache where the file system can do that.
+#[derive(Debug)]
+pub struct FsStore {
+    dir: PathBuf,
+    open: Option<(SegmentBase, File)>,
+}
+
+impl FsStore {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, open: None }
+    }
+
+    fn file(&mut self, segment: SegmentBase) -> io::Result<&File> {
+        if self.open.as_ref().is_none_or(|(base, _)| *base != segment) {
+            let path = segment_path(&self.dir, segment);
+            // After a failed sync the page cache may hold what the disk does not; direct reads see the disk.
+            let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+            let file = match direct {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => File::open(&path)?,
+                other => other?,
+            };
+            self.open = Some((segment, file));
+        }
+        Ok(&self.open.as_ref().expect("opened above").1)
+    }
+}
+
+impl SegmentStore for FsStore {
+    fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if let Some(base) = entry.file_name().to_str().and_then(SegmentBase::from_file_name) {
+                segments.push((base, entry.metadata()?.len()));
+            }
+        }
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    fn read_at(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = self.file(segment)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
+        self.file(segment)?.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests;
