@@ -12,9 +12,11 @@
 
 pub mod batch;
 pub mod code;
+pub mod fastjson;
 pub mod frame;
 pub mod id;
 pub mod message;
+pub mod name;
 pub mod properties;
 pub mod request;
 pub mod types;
