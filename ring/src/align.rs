@@ -16,6 +16,15 @@ pub fn aligned_buffer(len: usize) -> BytesMut {
     buffer
 }
 
+/// An empty buffer with room for at least `len` bytes at an address that is a multiple of [`DIRECT_ALIGN`].
+pub(crate) fn aligned_capacity(len: usize) -> BytesMut {
+    let mut buffer = BytesMut::with_capacity(len + DIRECT_ALIGN - 1);
+    let skip = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+    buffer.resize(skip, 0);
+    buffer.advance(skip);
+    buffer
+}
+
 /// Whether a write of `data` at `offset` is fit for a direct file.
 pub fn is_direct_aligned(offset: u64, data: &[u8]) -> bool {
     data.as_ptr().align_offset(DIRECT_ALIGN) == 0
@@ -37,6 +46,18 @@ mod tests {
             if len > 0 {
                 assert_eq!(whole.as_ptr().align_offset(DIRECT_ALIGN), 0);
             }
+        }
+    }
+
+    #[test]
+    fn room_is_aligned_before_it_is_filled() {
+        for len in [0, 1, 4096, 100_000] {
+            let mut buffer = aligned_capacity(len);
+            assert!(buffer.is_empty() && buffer.capacity() >= len);
+            let room = buffer.spare_capacity_mut().as_ptr();
+            assert_eq!(room.align_offset(DIRECT_ALIGN), 0);
+            buffer.resize(len, 1);
+            assert_eq!(buffer.as_ptr(), room.cast());
         }
     }
 

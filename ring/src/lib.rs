@@ -26,7 +26,13 @@
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 
 mod align;
+mod buffers;
 mod errno;
+mod file;
+mod setup;
+mod slab;
+mod socket;
+mod uring;
 
 use std::io;
 use std::net::SocketAddr;
@@ -38,6 +44,9 @@ use bytes::Bytes;
 
 pub use align::{DIRECT_ALIGN, aligned_buffer, is_direct_aligned};
 pub use errno::Errno;
+pub use file::{DirectAlignment, direct_alignment};
+pub use setup::{Config, SetupError, available_cores, pin_current_thread};
+pub use uring::Uring;
 
 /// The ring of one shard. It belongs to the thread that made it.
 pub trait Ring {
@@ -169,6 +178,7 @@ pub struct File(pub(crate) Slot);
 #[derive(Debug)]
 #[must_use = "a receive buffer must be given back with Ring::recycle"]
 pub struct RecvBuffer {
+    pub(crate) ring: u32,
     pub(crate) id: u16,
     pub(crate) offset: u32,
     pub(crate) len: u32,
