@@ -123,8 +123,7 @@ pub fn month_start_ms(now_ms: i64) -> i64 {
     // Years are counted from March here, so that the leap day is the last day of a year. 719468 is the number of
     // days from 0000-03-01 to 1970-01-01, and 146097 the number of days in 400 years.
     let day_of_era = (days + 719_468).rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month = (5 * day_of_year + 2) / 153;
     let day_of_month = day_of_year - (153 * month + 2) / 5;

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod body;
 pub mod code;
 pub mod fastjson;
 pub mod frame;

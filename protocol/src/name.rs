@@ -196,9 +196,6 @@ mod tests {
             assert_eq!(TagExpression::parse(all), TagExpression::All, "{all:?}");
         }
         assert_eq!(TagExpression::parse("TagA"), TagExpression::Any(vec!["TagA"]));
-        assert_eq!(
-            TagExpression::parse(" TagA||TagB || ||TagA"),
-            TagExpression::Any(vec!["TagA", "TagB"])
-        );
+        assert_eq!(TagExpression::parse(" TagA||TagB || ||TagA"), TagExpression::Any(vec!["TagA", "TagB"]));
     }
 }

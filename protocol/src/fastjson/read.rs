@@ -104,7 +104,8 @@ impl Number {
         let signed = text.parse().map(Self::Signed);
         let number = signed.or_else(|_| text.parse().map(Self::Unsigned)).ok();
         // Words like "inf" are no numbers here.
-        let is_numeric = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
+        let is_numeric =
+            text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
         number.or_else(|| text.parse().ok().filter(|_| is_numeric).map(Self::Float))
     }
 
@@ -210,6 +211,18 @@ impl Items<'_, '_> {
         }
         Ok(true)
     }
+
+    /// Steps over a member whose value is null: to Java that is the same as no member.
+    fn skip_null_member(&mut self) -> Result<bool, JsonError> {
+        let mut ahead = self.reader.scanner.clone();
+        ahead.value()?;
+        ahead.expect(b':', "a colon expected")?;
+        let is_null = ahead.peek() == Some(b'n') && matches!(ahead.value()?, RawValue::Null);
+        if is_null {
+            self.reader.scanner = ahead;
+        }
+        Ok(is_null)
+    }
 }
 
 impl<'de> SeqAccess<'de> for Items<'_, 'de> {
@@ -227,10 +240,14 @@ impl<'de> MapAccess<'de> for Items<'_, 'de> {
     type Error = JsonError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, JsonError> {
-        if !self.advance()? {
-            return Ok(None);
+        loop {
+            if !self.advance()? {
+                return Ok(None);
+            }
+            if !self.skip_null_member()? {
+                return seed.deserialize(&mut *self.reader).map(Some);
+            }
         }
-        seed.deserialize(&mut *self.reader).map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, JsonError> {

@@ -153,9 +153,7 @@ pub fn decompress(
     let damaged = DecompressError::Damaged(compression);
     match compression {
         Compression::Zlib => read_bounded(flate2::read::ZlibDecoder::new(body), body_bytes_max, damaged),
-        Compression::Lz4 => {
-            read_bounded(lz4_flex::frame::FrameDecoder::new(body), body_bytes_max, damaged)
-        }
+        Compression::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(body), body_bytes_max, damaged),
         Compression::Zstd => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(body).map_err(|_| damaged)?;
             read_bounded(decoder, body_bytes_max, damaged)

@@ -8,6 +8,7 @@ mod admin;
 mod consume;
 mod field;
 mod namesrv;
+mod pop;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -17,5 +18,6 @@ pub use admin::*;
 pub use consume::*;
 pub use field::{BoundaryType, FieldError, FieldProblem};
 pub use namesrv::*;
+pub use pop::*;
 pub use send::*;
 pub use transaction::*;

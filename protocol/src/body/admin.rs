@@ -1,0 +1,126 @@
+//! Statistics, connections and offsets for tools.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::consume::MessageQueue;
+use super::heartbeat::{ConsumeFromWhere, ConsumeType, MessageModel, SubscriptionData};
+use super::{Body, DataVersion};
+
+/// Body of GET_TOPIC_STATS_INFO (202).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TopicStatsTable {
+    pub offset_table: BTreeMap<MessageQueue, TopicOffset>,
+    /// Messages per second.
+    pub topic_put_tps: f64,
+}
+
+impl Body for TopicStatsTable {}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TopicOffset {
+    /// Store time of the last message in milliseconds; 0 if there is none.
+    pub last_update_timestamp: i64,
+    pub max_offset: i64,
+    pub min_offset: i64,
+}
+
+/// Body of GET_CONSUME_STATS (208).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumeStats {
+    /// Messages per second.
+    pub consume_tps: f64,
+    pub offset_table: BTreeMap<MessageQueue, OffsetWrapper>,
+}
+
+impl Body for ConsumeStats {}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OffsetWrapper {
+    pub broker_offset: i64,
+    pub consumer_offset: i64,
+    /// Store time of the last consumed message in milliseconds; 0 if there is none.
+    pub last_timestamp: i64,
+    pub pull_offset: i64,
+}
+
+/// Body of QUERY_TOPIC_CONSUME_BY_WHO (300).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GroupList {
+    pub group_list: BTreeSet<String>,
+}
+
+impl Body for GroupList {}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// "ip:port"
+    #[serde(default)]
+    pub client_addr: String,
+    pub client_id: String,
+    /// A name of [`crate::frame::Language`].
+    #[serde(default)]
+    pub language: String,
+    #[serde(default)]
+    pub version: i32,
+}
+
+/// Body of GET_CONSUMER_CONNECTION_LIST (203).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumerConnection {
+    pub connection_set: Vec<Connection>,
+    pub consume_from_where: ConsumeFromWhere,
+    pub consume_type: ConsumeType,
+    pub message_model: MessageModel,
+    pub subscription_table: BTreeMap<String, SubscriptionData>,
+}
+
+impl Body for ConsumerConnection {}
+
+/// Body of GET_PRODUCER_CONNECTION_LIST (204).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProducerConnection {
+    pub connection_set: Vec<Connection>,
+}
+
+impl Body for ProducerConnection {}
+
+/// Body of GET_ALL_CONSUMER_OFFSET (43): by `topic@group`, then by queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumerOffsetTable {
+    pub data_version: DataVersion,
+    pub offset_table: BTreeMap<String, BTreeMap<i32, i64>>,
+}
+
+impl Body for ConsumerOffsetTable {}
+
+/// Body of VIEW_BROKER_STATS_DATA (315).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BrokerStatsData {
+    pub stats_day: BrokerStatsItem,
+    pub stats_hour: BrokerStatsItem,
+    pub stats_minute: BrokerStatsItem,
+}
+
+impl Body for BrokerStatsData {}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BrokerStatsItem {
+    /// Average per time.
+    pub avgpt: f64,
+    pub sum: i64,
+    /// Per second.
+    pub tps: f64,
+}

@@ -1,0 +1,165 @@
+//! Queues, members, locks and offsets.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Body;
+use super::heartbeat::SubscriptionData;
+
+/// One queue of a topic. Ordered as clients sort them for the rebalance: topic, broker name, queue id.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageQueue {
+    pub broker_name: String,
+    pub queue_id: i32,
+    pub topic: String,
+}
+
+impl MessageQueue {
+    pub fn new(topic: impl Into<String>, broker_name: impl Into<String>, queue_id: i32) -> Self {
+        Self { broker_name: broker_name.into(), queue_id, topic: topic.into() }
+    }
+}
+
+impl Ord for MessageQueue {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (&self.topic, &self.broker_name, self.queue_id).cmp(&(
+            &other.topic,
+            &other.broker_name,
+            other.queue_id,
+        ))
+    }
+}
+
+impl PartialOrd for MessageQueue {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Response body of GET_CONSUMER_LIST_BY_GROUP (38).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsumerListBody {
+    pub consumer_id_list: Vec<String>,
+}
+
+impl Body for ConsumerListBody {}
+
+/// Request body of LOCK_BATCH_MQ (41) and UNLOCK_BATCH_MQ (42).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LockBatchBody {
+    pub client_id: String,
+    pub consumer_group: String,
+    #[serde(default)]
+    pub mq_set: Vec<MessageQueue>,
+    #[serde(default)]
+    pub only_this_broker: bool,
+}
+
+impl Body for LockBatchBody {}
+
+/// Response body of LOCK_BATCH_MQ (41): those of the queues that the client now holds, exactly as it named them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockBatchResult {
+    #[serde(rename = "lockOKMQSet", default)]
+    pub lock_ok_mq_set: Vec<MessageQueue>,
+}
+
+impl Body for LockBatchResult {}
+
+/// Body of 220 and 222.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResetOffsetBody {
+    #[serde(default)]
+    pub offset_table: BTreeMap<MessageQueue, i64>,
+}
+
+impl Body for ResetOffsetBody {}
+
+/// Body of 221 and 223.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumerStatusBody {
+    pub consumer_table: BTreeMap<String, BTreeMap<MessageQueue, i64>>,
+    pub message_queue_table: BTreeMap<MessageQueue, i64>,
+}
+
+impl Body for ConsumerStatusBody {}
+
+/// Request body of CHECK_CLIENT_CONFIG (46).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckClientConfigBody {
+    #[serde(default)]
+    pub client_id: String,
+    #[serde(default)]
+    pub group: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub subscription_data: SubscriptionData,
+}
+
+impl Body for CheckClientConfigBody {}
+
+/// Response body of CONSUME_MESSAGE_DIRECTLY (309).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumeMessageDirectlyResult {
+    pub auto_commit: bool,
+    /// CR_SUCCESS, CR_LATER, CR_ROLLBACK, CR_COMMIT, CR_THROW_EXCEPTION or CR_RETURN_NULL.
+    pub consume_result: String,
+    pub order: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
+    pub spent_time_mills: i64,
+}
+
+impl Body for ConsumeMessageDirectlyResult {}
+
+/// Request body of QUERY_ASSIGNMENT (400).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryAssignmentBody {
+    pub client_id: String,
+    pub consumer_group: String,
+    #[serde(default)]
+    pub message_model: super::MessageModel,
+    #[serde(default)]
+    pub strategy_name: String,
+    pub topic: String,
+}
+
+impl Body for QueryAssignmentBody {}
+
+/// Response body of QUERY_ASSIGNMENT (400). `None` leaves the client's assignment as it is, an empty list clears it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct QueryAssignmentResult {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_queue_assignments: Option<Vec<MessageQueueAssignment>>,
+}
+
+impl Body for QueryAssignmentResult {}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MessageQueueAssignment {
+    #[serde(default)]
+    pub attachments: BTreeMap<String, String>,
+    pub message_queue: MessageQueue,
+    #[serde(default)]
+    pub mode: MessageRequestMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum MessageRequestMode {
+    #[default]
+    Pull,
+    Pop,
+}
