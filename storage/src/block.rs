@@ -188,11 +188,7 @@ pub(crate) fn place(
 
 /// The places where recovery looks for the block after one that ended at `end`: all that `place` can give.
 pub(crate) fn candidates(end: u64, sector_bytes: u64, segment_bytes: u64) -> [u64; 3] {
-    [end, round_up(end, sector_bytes), round_to_segment(end, segment_bytes)]
-}
-
-fn round_to_segment(end: u64, segment_bytes: u64) -> u64 {
-    end.div_ceil(segment_bytes) * segment_bytes
+    [end, round_up(end, sector_bytes), end.div_ceil(segment_bytes) * segment_bytes]
 }
 
 #[cfg(test)]

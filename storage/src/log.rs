@@ -136,6 +136,8 @@ pub struct CommitLog {
     /// Sealed blocks that are not durable, oldest first; the staged ones are the last `staged_count`.
     undurable: VecDeque<Undurable>,
     staged_count: usize,
+    /// Bytes of their images.
+    undurable_bytes: u64,
     in_flight: usize,
     next_seq: u64,
     /// End of the last sealed block.
@@ -168,6 +170,7 @@ impl CommitLog {
             open: None,
             undurable: VecDeque::new(),
             staged_count: 0,
+            undurable_bytes: 0,
             in_flight: 0,
             next_seq: 0,
             end,
@@ -300,6 +303,7 @@ impl CommitLog {
             let block = self.undurable.pop_front().expect("looked at above");
             assert!(block.end > self.durable, "L1");
             self.durable = block.end;
+            self.undurable_bytes -= block.image.len() as u64;
         }
         (self.durable > before).then(|| DurableAdvance {
             block: BlockSeq(self.sealed_seq(0).0 - 1),
@@ -425,8 +429,9 @@ impl CommitLog {
 
     /// Forgets the segments below `base`; the caller deletes their files.
     pub fn remove_segments_below(&mut self, base: SegmentBase) {
-        let active = SegmentBase::of(PhysicalOffset(self.durable), self.config.segment_bytes);
-        assert!(base <= active, "the segment that is written cannot be removed");
+        let last_byte = PhysicalOffset(self.durable.saturating_sub(1));
+        let active = SegmentBase::of(last_byte, self.config.segment_bytes);
+        assert!(base <= active, "the segment of the last block cannot be removed: the chain goes on from it");
         self.blocks.remove_below(base);
     }
 
@@ -530,6 +535,7 @@ impl CommitLog {
         self.last_sector.clear();
         self.last_sector.extend_from_slice(&image[image.len() - (end % sector) as usize..]);
         image.resize(round_up(image.len() as u64, sector) as usize, 0);
+        self.undurable_bytes += image.len() as u64;
         let image = self.tail.push(open.start, end, open.image_at);
         let span = BlockSpan { start: header.position, len: header.block_bytes() as u32 };
         self.blocks.push(span, open.store_timestamp);
