@@ -4,8 +4,8 @@ use super::kv::{KvChange, KvConfig, ORDER_TOPIC_CONFIG};
 use super::routes::{ConnectionId, Queues, Registration, Routes, UnitTopics};
 use super::settings::{Settings, UpdateError};
 use ringmq_protocol::body::{
-    BrokerMemberGroup, DataVersion, GetBrokerMemberGroupBody, KvTable, RegisterBrokerBody, TopicConfig,
-    TopicList, TopicRouteData,
+    Body, BrokerMemberGroup, BrokerMemberGroupBody, DataVersion, KvTable, MASTER_ID, RegisterBrokerBody,
+    STANDARD_JSON_VERSION_MIN, TopicConfig, TopicList, TopicRouteData,
 };
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{self, Ext, Fields, Frame, Header};
@@ -17,10 +17,9 @@ use ringmq_protocol::request::{
     RegisterBrokerResponse, RegisterTopicRequest, UnregisterBrokerRequest, WipeWritePermRequest,
     WipeWritePermResponse,
 };
+use std::collections::BTreeSet;
 use tracing::info;
 
-/// Clients from this version (V4_9_4) on read routes in standard JSON.
-const VERSION_STANDARD_JSON: i32 = 401;
 /// Room for the header of a reply when its body is compared with the largest frame, in bytes.
 const HEADER_ROOM: usize = 64 * 1024;
 
@@ -180,11 +179,15 @@ impl NameServer {
             route.order_topic_conf = self.kv.get(ORDER_TOPIC_CONFIG, topic).map(str::to_owned);
         }
         keep_zone(&mut route, &header.ext);
-        let standard = header.version >= VERSION_STANDARD_JSON || request.accept_standard_json_only;
+        let standard = header.version >= STANDARD_JSON_VERSION_MIN || request.accept_standard_json_only;
         Ok(Reply::success().body(if standard { route.to_json() } else { route.to_json_legacy() }))
     }
 
-    fn topic_list(&self, enabled: bool, list: impl FnOnce(&Routes) -> Vec<String>) -> Result<Reply, Reply> {
+    fn topic_list(
+        &self,
+        enabled: bool,
+        list: impl FnOnce(&Routes) -> BTreeSet<String>,
+    ) -> Result<Reply, Reply> {
         if !enabled {
             return Err(Reply::error("disable"));
         }
@@ -192,7 +195,7 @@ impl NameServer {
         Ok(Reply::success().body(list.to_json()))
     }
 
-    fn filtered(&self, list: impl FnOnce(&Routes) -> Vec<String>) -> Result<Reply, Reply> {
+    fn filtered(&self, list: impl FnOnce(&Routes) -> BTreeSet<String>) -> Result<Reply, Reply> {
         self.topic_list(self.settings.enable_topic_list, list)
     }
 
@@ -208,7 +211,7 @@ impl NameServer {
         if request.body_crc32 != 0 && request.body_crc32 != crc32(frame.body) {
             return Err(Reply::error("crc32 not match"));
         }
-        let body = RegisterBrokerBody::decode(frame.body, request.compressed, frame.header.version)
+        let body = RegisterBrokerBody::decode(frame.body, frame.header.version, request.compressed)
             .map_err(|error| Reply::error(format!("body: {error}")))?;
         let wrapper = body.topic_config_serialize_wrapper;
         let registration = Registration {
@@ -285,7 +288,7 @@ impl NameServer {
     fn member_group(&self, ext: &Ext<'_>) -> Result<Reply, Reply> {
         let request = GetBrokerMemberGroupRequest::decode(ext)?;
         let broker_addrs = self.routes.member_group(&request.cluster_name, &request.broker_name);
-        let body = GetBrokerMemberGroupBody {
+        let body = BrokerMemberGroupBody {
             broker_member_group: BrokerMemberGroup {
                 cluster: request.cluster_name.into_owned(),
                 broker_name: request.broker_name.into_owned(),
@@ -386,7 +389,7 @@ fn keep_zone(route: &mut TopicRouteData, ext: &Ext<'_>) {
     }
     let Some(zone) = ext.get("__ZONE_NAME").filter(|zone| !zone.is_empty()) else { return };
     route.broker_datas.retain(|broker| {
-        !broker.broker_addrs.contains_key(&0)
+        !broker.broker_addrs.contains_key(&MASTER_ID)
             || broker.zone_name.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(&zone))
     });
     let kept = &route.broker_datas;

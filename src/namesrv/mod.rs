@@ -12,9 +12,9 @@
 //! [`run`] serves until it is told to stop: in a process of its own (`ringmq-namesrv`) or in a thread of a broker.
 
 mod handler;
-mod kv;
-mod routes;
+pub mod kv;
+pub mod routes;
 mod server;
-mod settings;
+pub mod settings;
 
 pub use server::{Limits, Options, run};

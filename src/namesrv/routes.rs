@@ -19,7 +19,9 @@
 //!      leaves with its last broker or by an explicit delete
 //!  R5  no table grows beyond its limit; what would exceed it is refused whole
 
-use ringmq_protocol::body::{BrokerData, ClusterInfo, DataVersion, QueueData, TopicRouteData};
+use ringmq_protocol::body::{
+    BrokerData, ClusterInfo, DataVersion, MASTER_ID, QueueData, TopicRouteData, perm,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 
@@ -32,9 +34,6 @@ pub const TOPIC_QUEUES_MAX: usize = 2_000_000;
 /// Longest accepted name or address, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 
-const MASTER_ID: i64 = 0;
-const PERM_WRITE: i32 = 2;
-const PERM_READ: i32 = 4;
 const TOPIC_FLAG_UNIT: i32 = 1;
 const TOPIC_FLAG_UNIT_SUB: i32 = 2;
 
@@ -63,8 +62,8 @@ pub struct Registration {
 /// The queues of one topic on one broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Queues {
-    pub read_queue_nums: i32,
-    pub write_queue_nums: i32,
+    pub read_queue_nums: u32,
+    pub write_queue_nums: u32,
     pub perm: i32,
     pub topic_sys_flag: i32,
 }
@@ -234,7 +233,7 @@ impl Routes {
                 if first || version_changed || !self.has_queues(topic, broker_name) {
                     let mut queues = *queues;
                     if read_only {
-                        queues.perm &= !PERM_WRITE;
+                        queues.perm &= !perm::WRITE;
                     }
                     self.set_queues(topic, broker_name, queues);
                 }
@@ -246,7 +245,7 @@ impl Routes {
             Live {
                 last_seen_ms: now_ms,
                 timeout_ms: registration.heartbeat_timeout_ms.unwrap_or(BROKER_EXPIRY_MS),
-                data_version: data_version.clone(),
+                data_version: *data_version,
                 ha_server_addr: registration.ha_server_addr.clone(),
                 connection,
             },
@@ -332,7 +331,7 @@ impl Routes {
             self.remove_queues(broker_name, |_| true);
         } else if acting && master_gone {
             for queues in self.topics.values_mut().filter_map(|by_broker| by_broker.get_mut(broker_name)) {
-                queues.perm &= !PERM_WRITE;
+                queues.perm &= !perm::WRITE;
             }
         }
     }
@@ -410,12 +409,12 @@ impl Routes {
     /// WIPE_WRITE_PERM_OF_BROKER: takes the write permission of every topic of a broker, until it registers with
     /// another data version. Returns how many topics it serves.
     pub fn wipe_write_perm(&mut self, broker_name: &str) -> usize {
-        self.change_perm(broker_name, |perm| perm & !PERM_WRITE)
+        self.change_perm(broker_name, |before| before & !perm::WRITE)
     }
 
     /// ADD_WRITE_PERM_OF_BROKER: sets every topic of a broker to readable and writable. Returns how many.
     pub fn add_write_perm(&mut self, broker_name: &str) -> usize {
-        self.change_perm(broker_name, |_| PERM_READ | PERM_WRITE)
+        self.change_perm(broker_name, |_| perm::READ | perm::WRITE)
     }
 
     fn change_perm(&mut self, broker_name: &str, change: impl Fn(i32) -> i32) -> usize {
@@ -440,7 +439,7 @@ impl Routes {
             if acting_master
                 && broker.enable_acting_master
                 && !broker.master_exists()
-                && queues.perm & PERM_WRITE == 0
+                && queues.perm & perm::WRITE == 0
                 && let Some((_, addr)) = data.broker_addrs.pop_first()
             {
                 data.broker_addrs.insert(MASTER_ID, addr);
@@ -484,13 +483,13 @@ impl Routes {
     }
 
     /// All topics.
-    pub fn topics(&self) -> Vec<String> {
+    pub fn topics(&self) -> BTreeSet<String> {
         self.topics.keys().cloned().collect()
     }
 
     /// The topics some broker of this cluster serves.
-    pub fn topics_of_cluster(&self, cluster: &str) -> Vec<String> {
-        let Some(names) = self.clusters.get(cluster) else { return Vec::new() };
+    pub fn topics_of_cluster(&self, cluster: &str) -> BTreeSet<String> {
+        let Some(names) = self.clusters.get(cluster) else { return BTreeSet::new() };
         let served = |by_broker: &BTreeMap<String, Queues>| by_broker.keys().any(|name| names.contains(name));
         self.topics
             .iter()
@@ -500,10 +499,10 @@ impl Routes {
     }
 
     /// Names of clusters and brokers, which are topics as well, and the address of any one broker.
-    pub fn system_topics(&self) -> (Vec<String>, Option<String>) {
-        let mut topics = Vec::new();
+    pub fn system_topics(&self) -> (BTreeSet<String>, Option<String>) {
+        let mut topics = BTreeSet::new();
         for (cluster, names) in &self.clusters {
-            topics.push(cluster.clone());
+            topics.insert(cluster.clone());
             topics.extend(names.iter().cloned());
         }
         let addr = self.brokers.values().find_map(|broker| broker.addrs.values().next().cloned());
@@ -511,7 +510,7 @@ impl Routes {
     }
 
     /// Topics by their unit flags. As everywhere in RocketMQ, the flags of the first broker stand for all.
-    pub fn unit_topics(&self, which: UnitTopics) -> Vec<String> {
+    pub fn unit_topics(&self, which: UnitTopics) -> BTreeSet<String> {
         let matches = |flag: i32| {
             let (unit, unit_sub) = (flag & TOPIC_FLAG_UNIT != 0, flag & TOPIC_FLAG_UNIT_SUB != 0);
             match which {
