@@ -1,0 +1,275 @@
+//! What operators ask: topics, clusters, offsets, single messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringmq_protocol::body::{Body, ClusterInfo, KvTable, MASTER_ID, MessageQueue, TopicList};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::id::OffsetMessageId;
+use ringmq_protocol::message::{MessageExt, StoredMessage};
+use ringmq_protocol::name;
+use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, ViewMessageByIdRequest};
+use ringmq_protocol::types::QueueOffset;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::client::{Client, malformed, success};
+use crate::connection::Call;
+use crate::error::{AdminError, ConsumeError, RequestError, RouteError};
+use crate::pull::BODY_BYTES_MAX;
+use crate::route::TopicRoute;
+
+/// How often a new topic is looked for in the name server.
+const ROUTE_POLL: Duration = Duration::from_millis(20);
+
+/// How a topic is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Queues on each broker.
+    pub queues: u32,
+    pub readable: bool,
+    pub writable: bool,
+}
+
+/// A broker that is registered with the name server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterBroker {
+    pub cluster: String,
+    pub name: String,
+    /// 0 is the master.
+    pub id: i64,
+    pub address: Arc<str>,
+}
+
+/// What a broker answered when asked how it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerHealth {
+    /// As the broker tells it; `None` if it does not.
+    pub version: Option<String>,
+    pub answered_in: Duration,
+}
+
+/// The range of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueStatus {
+    pub queue: MessageQueue,
+    /// The oldest offset.
+    pub min: QueueOffset,
+    /// The offset that the next message will get.
+    pub max: QueueOffset,
+}
+
+/// How far a group has come in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupOffset {
+    pub queue: MessageQueue,
+    /// `None` if the group has no offset there.
+    pub committed: Option<QueueOffset>,
+    pub max: QueueOffset,
+}
+
+/// Administration, see [`Client::admin`].
+#[derive(Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Creates a topic, or changes it, on every master of the cluster, or of all clusters if none is named. Returns
+    /// the names of the brokers, once the name server knows the topic there.
+    pub async fn create_topic(
+        &self,
+        topic: &str,
+        settings: TopicSettings,
+        cluster: Option<&str>,
+    ) -> Result<Vec<String>, AdminError> {
+        name::validate_topic(topic).map_err(|error| AdminError::Illegal(error.to_string()))?;
+        let queues = i32::try_from(settings.queues).unwrap_or(i32::MAX);
+        let request = CreateTopicRequest {
+            topic: topic.into(),
+            default_topic: name::AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
+            read_queue_nums: queues,
+            write_queue_nums: queues,
+            perm: if settings.readable { 4 } else { 0 } | if settings.writable { 2 } else { 0 },
+            topic_filter_type: "SINGLE_TAG".into(),
+            topic_sys_flag: Some(0),
+            order: false,
+            attributes: None,
+            force: false,
+        };
+        let call = Call::new(RequestCode::UPDATE_AND_CREATE_TOPIC, &request);
+        let mut names = Vec::new();
+        for broker in self.masters(cluster).await? {
+            self.client.ask(&broker.address, &call, self.client.request_timeout()).await?;
+            names.push(broker.name);
+        }
+        let deadline = Instant::now() + self.client.request_timeout();
+        loop {
+            match self.client.route(topic, Some(Instant::now())).await {
+                Ok(route) if names.iter().all(|name| route.brokers.contains_key(name)) => return Ok(names),
+                // The brokers have the topic; that the name server is late shows soon enough.
+                _ if Instant::now() >= deadline => return Ok(names),
+                _ => sleep(ROUTE_POLL).await,
+            }
+        }
+    }
+
+    /// Deletes a topic with its messages, on every master of the cluster or of all clusters, and in the name servers.
+    pub async fn delete_topic(&self, topic: &str, cluster: Option<&str>) -> Result<Vec<String>, AdminError> {
+        name::validate_topic(topic).map_err(|error| AdminError::Illegal(error.to_string()))?;
+        let request = DeleteTopicRequest { topic: topic.into() };
+        let mut names = Vec::new();
+        for broker in self.masters(cluster).await? {
+            let call = Call::new(RequestCode::DELETE_TOPIC_IN_BROKER, &request);
+            self.client.ask(&broker.address, &call, self.client.request_timeout()).await?;
+            names.push(broker.name);
+        }
+        let call = Call::new(RequestCode::DELETE_TOPIC_IN_NAMESRV, &request);
+        self.client.ask_all_name_servers(&call).await?;
+        self.client.forget_route(topic);
+        Ok(names)
+    }
+
+    /// The names of all topics, in order.
+    pub async fn topics(&self) -> Result<Vec<String>, AdminError> {
+        let call = Call::new(RequestCode::GET_ALL_TOPIC_LIST_FROM_NAMESERVER, &());
+        let list: TopicList = self.ask_name_server(&call).await?;
+        Ok(list.topic_list.into_iter().collect())
+    }
+
+    /// Which brokers and queues a topic has.
+    pub async fn route(&self, topic: &str) -> Result<Arc<TopicRoute>, AdminError> {
+        Ok(self.client.route(topic, Some(Instant::now())).await?)
+    }
+
+    /// The range of every readable queue of a topic.
+    pub async fn queues(&self, topic: &str) -> Result<Vec<QueueStatus>, AdminError> {
+        self.of_each_queue(topic, |client, queue| async move {
+            let (min, max) = (client.min_offset(&queue).await?, client.max_offset(&queue).await?);
+            Ok(QueueStatus { queue, min, max })
+        })
+        .await
+    }
+
+    /// How far a group has come in every readable queue of a topic.
+    pub async fn group_offsets(&self, group: &str, topic: &str) -> Result<Vec<GroupOffset>, AdminError> {
+        let group: Arc<str> = Arc::from(group);
+        self.of_each_queue(topic, move |client, queue| {
+            let group = group.clone();
+            async move {
+                let committed = client.committed_offset(&group, &queue).await?;
+                let max = client.max_offset(&queue).await?;
+                Ok(GroupOffset { queue, committed, max })
+            }
+        })
+        .await
+    }
+
+    /// Asks for all queues at the same time; the answers come in the order of the queues.
+    async fn of_each_queue<T, F, Fut>(&self, topic: &str, ask: F) -> Result<Vec<T>, AdminError>
+    where
+        T: Send + 'static,
+        F: Fn(Client, MessageQueue) -> Fut,
+        Fut: Future<Output = Result<T, ConsumeError>> + Send + 'static,
+    {
+        let route = self.route(topic).await?;
+        let mut asked = JoinSet::new();
+        for (index, queue) in route.readable.iter().enumerate() {
+            let answer = ask(self.client.clone(), queue.clone());
+            asked.spawn(async move { answer.await.map(|answer| (index, answer)) });
+        }
+        let mut answers = Vec::with_capacity(route.readable.len());
+        while let Some(joined) = asked.join_next().await {
+            match joined {
+                Ok(Ok(answer)) => answers.push(answer),
+                Ok(Err(ConsumeError::Route(error))) => return Err(error.into()),
+                Ok(Err(ConsumeError::Request(error))) => return Err(error.into()),
+                Ok(Err(other)) => return Err(AdminError::Illegal(other.to_string())),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+        answers.sort_by_key(|(index, _)| *index);
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+
+    /// Every broker, by cluster, name and id.
+    pub async fn brokers(&self) -> Result<Vec<ClusterBroker>, AdminError> {
+        let call = Call::new(RequestCode::GET_BROKER_CLUSTER_INFO, &());
+        let info: ClusterInfo = self.ask_name_server(&call).await?;
+        let mut brokers = Vec::new();
+        for (cluster, names) in &info.cluster_addr_table {
+            for broker in names.iter().filter_map(|name| info.broker_addr_table.get(name)) {
+                brokers.extend(broker.broker_addrs.iter().map(|(id, address)| ClusterBroker {
+                    cluster: cluster.clone(),
+                    name: broker.broker_name.clone(),
+                    id: *id,
+                    address: Arc::from(address.as_str()),
+                }));
+            }
+        }
+        Ok(brokers)
+    }
+
+    /// Asks a broker how it is. Any answer will do: it lives.
+    pub async fn health(&self, broker: &ClusterBroker) -> Result<BrokerHealth, RequestError> {
+        let begun = Instant::now();
+        let call = Call::new(RequestCode::GET_BROKER_RUNTIME_INFO, &());
+        let response = self.client.call(&broker.address, &call, self.client.request_timeout()).await?;
+        let answered_in = begun.elapsed();
+        let version = match ResponseCode(response.code) {
+            ResponseCode::SUCCESS => KvTable::from_json(&response.body)
+                .ok()
+                .and_then(|info| info.table.get("brokerVersionDesc").cloned()),
+            _ => None,
+        };
+        Ok(BrokerHealth { version, answered_in })
+    }
+
+    /// A message by its offset message id, from the broker that the id names.
+    pub async fn message(&self, id: OffsetMessageId) -> Result<MessageExt, AdminError> {
+        let address: Arc<str> = Arc::from(id.store_host.to_string());
+        // The unique key of a producer looks the same but names no broker; do not connect to just any address.
+        if !self.brokers().await?.iter().any(|broker| broker.address == address) {
+            return Err(AdminError::Illegal(format!(
+                "{id} names a broker at {address}, and there is none; give the offset message id (a send shows it), \
+                 not the producer's unique key"
+            )));
+        }
+        let code = RequestCode::VIEW_MESSAGE_BY_ID;
+        let request = ViewMessageByIdRequest { topic: None, offset: id.physical_offset };
+        let response =
+            self.client.ask(&address, &Call::new(code, &request), self.client.request_timeout()).await?;
+        let message = match StoredMessage::parse(&response.body) {
+            Ok((stored, _)) => {
+                MessageExt::decode(&stored, BODY_BYTES_MAX).map_err(|problem| problem.to_string())
+            }
+            Err(problem) => Err(problem.to_string()),
+        };
+        Ok(message.map_err(|problem| malformed(&address, code, problem))?)
+    }
+
+    async fn masters(&self, cluster: Option<&str>) -> Result<Vec<ClusterBroker>, AdminError> {
+        let mut brokers = self.brokers().await?;
+        brokers.retain(|broker| broker.id == MASTER_ID && cluster.is_none_or(|name| broker.cluster == name));
+        if brokers.is_empty() {
+            return Err(AdminError::Illegal(match cluster {
+                Some(cluster) => {
+                    format!("no broker of cluster {cluster:?} is registered with the name server")
+                }
+                None => "no broker is registered with the name server".into(),
+            }));
+        }
+        Ok(brokers)
+    }
+
+    async fn ask_name_server<B: Body>(&self, call: &Call<'_>) -> Result<B, AdminError> {
+        let (address, response) = self.client.call_name_server(call).await?;
+        let response = success(&address, call.code, response).map_err(RouteError::NameServers)?;
+        B::from_json(&response.body)
+            .map_err(|problem| malformed(&address, call.code, problem.to_string()).into())
+    }
+}
