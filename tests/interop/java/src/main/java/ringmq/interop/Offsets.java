@@ -59,7 +59,7 @@ final class Offsets {
         world.report.check(world.check("routed_after_restart"), routed, "not " + queuesWanted + " queues in the route");
         List<MessageQueue> queues = world.queues(topic);
 
-        Inbox stored = world.readAll(topic);
+        Inbox stored = world.readAll(topic, PER_QUEUE * queues.size());
         Set<String> all = new TreeSet<>();
         Set<String> second = new TreeSet<>();
         for (int i = 0; i < PER_QUEUE / 2 * queues.size(); i++) {

@@ -22,16 +22,17 @@ import org.apache.rocketmq.common.message.MessageId;
 import org.apache.rocketmq.common.message.MessageQueue;
 import org.apache.rocketmq.remoting.RPCHook;
 import org.apache.rocketmq.remoting.protocol.RemotingCommand;
+import org.apache.rocketmq.remoting.protocol.SerializeType;
 
 /** Ways to send. What was stored is read back queue by queue and compared with what the broker answered. */
 final class Producing {
     private Producing() {
     }
 
-    /** Answers come in the header codec of the request. */
+    /** Answers come in the header codec of the request; those of Apache's 5.x broker all come in JSON. */
     static void codec(World world) throws Exception {
-        ConcurrentLinkedQueue<String> wrong = new ConcurrentLinkedQueue<>();
         ConcurrentLinkedQueue<Integer> answered = new ConcurrentLinkedQueue<>();
+        Set<SerializeType> codecs = Collections.synchronizedSet(new TreeSet<>());
         DefaultMQProducer producer = world.producer(new RPCHook() {
             @Override
             public void doBeforeRequest(String address, RemotingCommand request) {
@@ -39,12 +40,9 @@ final class Producing {
 
             @Override
             public void doAfterResponse(String address, RemotingCommand request, RemotingCommand response) {
-                if (response == null) {
-                    return;
-                }
-                answered.add(request.getCode());
-                if (response.getSerializeTypeCurrentRPC() != RemotingCommand.getSerializeTypeConfigInThisServer()) {
-                    wrong.add("request " + request.getCode() + " answered in " + response.getSerializeTypeCurrentRPC());
+                if (response != null) {
+                    answered.add(request.getCode());
+                    codecs.add(response.getSerializeTypeCurrentRPC());
                 }
             }
         });
@@ -52,8 +50,11 @@ final class Producing {
         List<MessageQueue> queues = world.createTopic(topic, 1);
         producer.send(World.message(topic, "T", "k"), queues.get(0));
         producer.maxOffset(queues.get(0));
-        world.report.check(world.check("same_in_answers"), wrong.isEmpty() && answered.contains(105),
-            wrong + ", answered codes " + answered);
+        world.report.note("answers to " + new TreeSet<>(answered) + " in " + codecs);
+        SerializeType asked = RemotingCommand.getSerializeTypeConfigInThisServer();
+        world.report.equal(world.check("same_in_answers"),
+            Set.of(Boolean.getBoolean("interop.reference") ? SerializeType.JSON : asked), codecs);
+        world.report.check(world.check("of_name_server_and_broker"), answered.containsAll(List.of(105, 310, 30)), answered.toString());
     }
 
     static void sync(World world) throws Exception {
@@ -113,7 +114,7 @@ final class Producing {
         }
         boolean all = Await.until(() -> world.storedCount(topic) >= keys.size());
         world.report.check(world.check("all_stored"), all, world.storedCount(topic) + " of " + keys.size());
-        world.report.equal(world.check("each_once"), "", world.readAll(topic).differenceFrom(keys));
+        world.report.equal(world.check("each_once"), "", world.readAll(topic, keys.size()).differenceFrom(keys));
     }
 
     static void batch(World world) throws Exception {
@@ -140,15 +141,19 @@ final class Producing {
         world.report.equal(world.check("one_offset_id_each"), 20, first.getOffsetMsgId().split(",").length);
         world.report.equal(world.check("one_unique_key_each"), 39, second.getMsgId().split(",").length);
 
-        Inbox stored = world.readAll(topic);
+        Inbox stored = world.readAll(topic, keys.size());
         world.report.equal(world.check("each_once"), "", stored.differenceFrom(keys));
         List<String> order = stored.all().stream().map(MessageExt::getKeys).toList();
         world.report.equal(world.check("order_within_queue"), keys, order);
-        List<String> ids = new ArrayList<>();
+        List<String> entryIds = new ArrayList<>();
         for (SendResult result : List.of(first, second, one)) {
-            ids.addAll(Arrays.asList(result.getMsgId().split(",")));
+            entryIds.addAll(Arrays.asList(result.getMsgId().split(",")));
         }
-        world.report.equal(world.check("unique_keys_as_sent"), ids, stored.all().stream().map(MessageExt::getMsgId).toList());
+        List<String> storedIds = stored.all().stream().map(MessageExt::getMsgId).toList();
+        // The 5.x client puts a unique key for the batch as a whole in the request header, beside those of the entries. A
+        // broker that lays the header's properties over each entry's, as Apache's does, stores that one for all of them.
+        boolean ofBatches = new TreeSet<>(storedIds.subList(0, 20)).size() == 1 && new TreeSet<>(storedIds).size() == 3;
+        world.report.check(world.check("unique_keys"), storedIds.equals(entryIds) || ofBatches, storedIds + " for " + entryIds);
         Map<String, MessageExt> byKey = stored.byKey();
         boolean same = true;
         for (int i = 0; i < messages.size(); i++) {
@@ -179,7 +184,7 @@ final class Producing {
         }
         world.report.check(world.check("one_queue_per_key"), queuesOfOrder.values().stream().allMatch(q -> q.size() == 1),
             queuesOfOrder.toString());
-        Inbox stored = world.readAll(topic);
+        Inbox stored = world.readAll(topic, keys.size());
         world.report.equal(world.check("each_once"), "", stored.differenceFrom(keys));
         boolean ordered = true;
         for (int order = 0; order < 10; order++) {
@@ -205,7 +210,7 @@ final class Producing {
         boolean routed = Await.until(() -> world.queues(topic).stream().map(MessageQueue::getBrokerName).distinct().count()
             == world.brokers().size());
         world.report.check(world.check("routed"), routed, "the route shows " + world.queues(topic));
-        world.report.equal(world.check("each_once"), "", world.readAll(topic).differenceFrom(keys));
+        world.report.equal(world.check("each_once"), "", world.readAll(topic, keys.size()).differenceFrom(keys));
         Inbox inbox = new Inbox();
         world.pushInto(inbox, world.name("g"), topic, "*");
         world.report.check(world.check("consumed"), inbox.awaitKeys(keys), inbox.differenceFrom(keys));
@@ -266,7 +271,7 @@ final class Producing {
 
     /** What the answers said (queue, offset, unique key, position in the log) is where and how the messages are found. */
     private static void checkStored(World world, String topic, Map<String, SendResult> sent) throws Exception {
-        Inbox stored = world.readAll(topic);
+        Inbox stored = world.readAll(topic, sent.size());
         world.report.equal(world.check("each_once"), "", stored.differenceFrom(sent.keySet()));
         List<String> wrong = new ArrayList<>();
         for (MessageExt message : stored.all()) {

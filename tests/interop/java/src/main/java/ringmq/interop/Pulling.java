@@ -95,6 +95,7 @@ final class Pulling {
         List<MessageQueue> one = List.of(queue);
         world.report.equal(world.check("empty_queue"), PullStatus.NO_NEW_MSG, consumer.pull(queue, "*", 0, 32).getPullStatus());
         world.sendTo(one, "TagA", "a", count);
+        world.readAll(topic, count);
 
         PullResult result = consumer.pull(queue, "*", 0, 8);
         world.report.equal(world.check("found"), List.of(PullStatus.FOUND, 8, 8L, 0L, (long) count),
@@ -151,9 +152,9 @@ final class Pulling {
         world.report.equal(world.check("empty.search"), 0L, producer.searchOffset(queue, System.currentTimeMillis()));
         int count = 30;
         world.sendTo(List.of(queue), "T", "k", count);
+        List<MessageExt> stored = new ArrayList<>(world.readAll(topic, count).all());
         world.report.equal(world.check("min_max"), List.of(0L, (long) count), List.of(producer.minOffset(queue), producer.maxOffset(queue)));
 
-        List<MessageExt> stored = new ArrayList<>(world.readAll(topic).all());
         stored.removeIf(message -> !World.queueOf(message).equals(queue));
         TreeMap<Long, Long> firstAt = new TreeMap<>();
         stored.forEach(message -> firstAt.putIfAbsent(message.getStoreTimestamp(), message.getQueueOffset()));
