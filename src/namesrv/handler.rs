@@ -18,8 +18,10 @@ use ringmq_protocol::request::{
     WipeWritePermResponse,
 };
 use std::collections::BTreeSet;
-use tracing::info;
+use tracing::{info, warn};
 
+/// Every zlib stream with a window of 32 KiB starts so, and no JSON object does.
+const ZLIB_FIRST_BYTE: u8 = 0x78;
 /// Room for the header of a reply when its body is compared with the largest frame, in bytes.
 const HEADER_ROOM: usize = 64 * 1024;
 
@@ -102,7 +104,14 @@ impl NameServer {
                 Ok(Reply::success().body(self.routes.cluster_info().to_json()))
             }
 
-            RequestCode::REGISTER_BROKER => self.register(frame, connection, now_ms),
+            RequestCode::REGISTER_BROKER => self.register(frame, connection, now_ms).inspect_err(|refusal| {
+                let (addr, why) = (ext.get("brokerAddr"), refusal.remark.as_deref());
+                warn!(
+                    "refused the registration of {}: {}",
+                    addr.unwrap_or_default(),
+                    why.unwrap_or_default()
+                );
+            }),
             RequestCode::UNREGISTER_BROKER => self.unregister(ext),
             RequestCode::QUERY_DATA_VERSION => self.query_data_version(frame, now_ms),
             RequestCode::BROKER_HEARTBEAT => self.heartbeat(ext, now_ms),
@@ -211,7 +220,9 @@ impl NameServer {
         if request.body_crc32 != 0 && request.body_crc32 != crc32(frame.body) {
             return Err(Reply::error("crc32 not match"));
         }
-        let body = RegisterBrokerBody::decode(frame.body, frame.header.version, request.compressed)
+        // Apache's brokers since 5.0 with compressedRegister=true compress the body and say that they do not.
+        let compressed = request.compressed || frame.body.first() == Some(&ZLIB_FIRST_BYTE);
+        let body = RegisterBrokerBody::decode(frame.body, frame.header.version, compressed)
             .map_err(|error| Reply::error(format!("body: {error}")))?;
         let wrapper = body.topic_config_serialize_wrapper;
         let registration = Registration {
@@ -260,8 +271,9 @@ impl NameServer {
 
     fn unregister(&mut self, ext: &Ext<'_>) -> Result<Reply, Reply> {
         let request = UnregisterBrokerRequest::decode(ext)?;
-        self.routes.unregister(&request.cluster_name, &request.broker_name, &request.broker_addr);
-        info!("{} at {} unregistered itself", request.broker_name, request.broker_addr);
+        if self.routes.unregister(&request.cluster_name, &request.broker_name, &request.broker_addr) {
+            info!("{} at {} unregistered itself", request.broker_name, request.broker_addr);
+        }
         Ok(Reply::success())
     }
 

@@ -260,9 +260,9 @@ impl Routes {
         }
     }
 
-    /// UNREGISTER_BROKER. Unknown brokers are no error.
-    pub fn unregister(&mut self, cluster: &str, broker_name: &str, broker_addr: &str) {
-        self.forget_address(cluster, broker_name, broker_addr);
+    /// UNREGISTER_BROKER. False if the broker is unknown.
+    pub fn unregister(&mut self, cluster: &str, broker_name: &str, broker_addr: &str) -> bool {
+        self.forget_address(cluster, broker_name, broker_addr)
     }
 
     /// A sign of life (BROKER_HEARTBEAT, QUERY_DATA_VERSION). False if the broker is unknown.
@@ -305,16 +305,16 @@ impl Routes {
         gone.into_iter().map(|(_, addr)| addr).collect()
     }
 
-    /// Removes one address; with the last address of a name its queues (R1, R2).
-    fn forget_address(&mut self, cluster: &str, broker_name: &str, broker_addr: &str) {
+    /// Removes one address; with the last address of a name its queues (R1, R2). False if it is not there.
+    fn forget_address(&mut self, cluster: &str, broker_name: &str, broker_addr: &str) -> bool {
         let Some(broker) = self.brokers.get_mut(broker_name).filter(|broker| broker.cluster == cluster)
         else {
-            return;
+            return false;
         };
         let before = broker.addrs.len();
         broker.addrs.retain(|_, addr| addr != broker_addr);
         if broker.addrs.len() == before {
-            return;
+            return false;
         }
         let master_gone = !broker.master_exists();
         let acting = broker.enable_acting_master;
@@ -334,6 +334,7 @@ impl Routes {
                 queues.perm &= !perm::WRITE;
             }
         }
+        true
     }
 
     /// Two names share an address only by mistake; the other one keeps its sign of life then (R3).

@@ -174,6 +174,24 @@ fn a_registration_is_checked() {
     assert!(refused.remark.unwrap().starts_with("body: "));
 }
 
+/// Captured: what Apache's broker 5.3.3 sends with compressedRegister=true is a zlib stream under a header that
+/// denies it.
+#[test]
+fn a_compressed_registration_is_read_whatever_its_header_says() {
+    let body = include_bytes!("registration-compressed.bin");
+    for compressed in ["false", "true"] {
+        let mut server = name_server();
+        let mut ext = BROKER.to_vec();
+        ext.extend([("compressed", compressed), ("bodyCrc32", "2101786706")]);
+        let mut register = request(RequestCode::REGISTER_BROKER, &ext, "");
+        register.body = Bytes::from_static(body);
+        let registered = answer(&mut server, &register, Codec::Json);
+        assert_eq!((registered.code, registered.remark), (0, None));
+        assert_eq!(server.routes.counts(), (1, 13));
+        assert_eq!(server.routes.route("TBW102", false).unwrap().queue_datas[0].perm, 7);
+    }
+}
+
 #[test]
 fn a_broker_that_asks_learns_whether_it_has_news() {
     let mut server = with_broker();
