@@ -298,6 +298,15 @@ impl PullConsumer {
         outcome
     }
 
+    /// Stores an offset of a queue as the group's, for those who finish less than whole batches.
+    pub async fn commit_to(&self, queue: &MessageQueue, offset: QueueOffset) -> Result<(), ConsumeError> {
+        self.inner.client.commit_offset(&self.inner.group, queue, offset, false).await?;
+        if let Some(assigned) = lock(&self.inner.queues).assigned.get_mut(queue) {
+            assigned.committed = Some(offset);
+        }
+        Ok(())
+    }
+
     /// The queues this consumer reads now.
     pub fn assignment(&self) -> Vec<MessageQueue> {
         lock(&self.inner.queues).assigned.keys().cloned().collect()
