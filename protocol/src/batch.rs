@@ -1,6 +1,8 @@
 //! The body of a batch send: entries one behind the other, without a count.
 //!
-//!     size i32 (of the whole entry) | magic i32 | crc i32 | flag i32 | body (i32 length) | properties (i16 length)
+//! ```text
+//! size i32 (of the whole entry) | magic i32 | crc i32 | flag i32 | body (i32 length) | properties (i16 length)
+//! ```
 //!
 //! Magic and CRC are written as 0 and not read.
 

@@ -1,7 +1,9 @@
 //! The binary ("ROCKETMQ") header codec.
 //!
-//!     code i16 | language u8 | version i16 | opaque i32 | flag i32 | remark (i32 length) | ext (i32 bytes)
-//!     ext entry: key (i16 length) | value (i32 length)
+//! ```text
+//! code i16 | language u8 | version i16 | opaque i32 | flag i32 | remark (i32 length) | ext (i32 bytes)
+//! ext entry: key (i16 length) | value (i32 length)
+//! ```
 //!
 //! An empty value stays empty here; Java turns it into null.
 

@@ -1,6 +1,8 @@
 //! The frame around every request and response, with its two header codecs.
 //!
-//!     totalLength i32 | type u8, headerLength u24 | header | body
+//! ```text
+//! totalLength i32 | type u8, headerLength u24 | header | body
+//! ```
 //!
 //!   frame_len      how many bytes the next frame takes, from its first eight
 //!   Frame::decode  bytes → borrowed view; strings are copied only if JSON escaped them

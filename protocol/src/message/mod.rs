@@ -1,9 +1,11 @@
 //! The stored message: one record of the commit log, and of the body of a pull response.
 //!
-//!     totalSize i32 | magic i32 | bodyCRC i32 | queueId i32 | flag i32 | queueOffset i64 | physicalOffset i64
-//!     | sysFlag i32 | bornTimestamp i64 | bornHost 8 or 20 | storeTimestamp i64 | storeHost 8 or 20
-//!     | reconsumeTimes i32 | preparedTransactionOffset i64 | body (i32 length) | topic (u8, in V2 i16 length)
-//!     | properties (i16 length)
+//! ```text
+//! totalSize i32 | magic i32 | bodyCRC i32 | queueId i32 | flag i32 | queueOffset i64 | physicalOffset i64
+//! | sysFlag i32 | bornTimestamp i64 | bornHost 8 or 20 | storeTimestamp i64 | storeHost 8 or 20
+//! | reconsumeTimes i32 | preparedTransactionOffset i64 | body (i32 length) | topic (u8, in V2 i16 length)
+//! | properties (i16 length)
+//! ```
 //!
 //!   MessageParts → check → encode_into     one pass, in place
 //!   StoredMessage::parse                   borrowed view, every length checked
