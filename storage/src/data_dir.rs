@@ -124,6 +124,11 @@ impl DataDir {
         &self.root
     }
 
+    /// The file that says what the directory is; it always exists.
+    pub fn metadata_path(&self) -> PathBuf {
+        self.root.join(METADATA_NAME)
+    }
+
     pub fn shards(&self) -> u16 {
         self.metadata.shards
     }

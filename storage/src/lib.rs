@@ -23,6 +23,11 @@ mod recover;
 mod segment;
 mod tail;
 
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod testing;
+
 pub use config::{LogConfig, SEGMENT_BYTES_MAX};
 pub use data_dir::{DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, Wanted, prepare, segment_path};
 pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, WriteError};

@@ -257,8 +257,8 @@ impl CommitLog {
         }
         if self.staged_count == 0 {
             // L5, before sealing: while it waits for space the open block may grow.
-            let image_end =
-                round_up(self.open.as_ref().map(|_| self.open_end())?, u64::from(self.config.sector_bytes));
+            self.open.as_ref().filter(|open| open.record_count > 0)?;
+            let image_end = round_up(self.open_end(), u64::from(self.config.sector_bytes));
             if image_end > self.prepared {
                 return None;
             }

@@ -1,1 +1,177 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ringmq_protocol::types::StoreTimestamp;
+
 use super::*;
+use crate::config::LogConfig;
+use crate::log::CommitLog;
+use crate::record::Record;
+use crate::recover::recover;
+
+/// A directory that is gone after the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ringmq-storage-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const NEW: NewDataDir = NewDataDir { shards: 2, segment_bytes: 1 << 20, log_id: 0xABCD };
+
+fn open(path: &Path) -> Result<DataDir, OpenError> {
+    DataDir::open(path, NEW, Wanted::default())
+}
+
+#[test]
+fn a_new_directory_is_made_and_keeps_what_it_is() {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("not/there/yet");
+    drop(open(&path).unwrap());
+    // Later defaults do not change it.
+    let later = NewDataDir { shards: 8, segment_bytes: 1 << 30, log_id: 1 };
+    let dir = DataDir::open(&path, later, Wanted { shards: Some(2), segment_bytes: None }).unwrap();
+    assert_eq!((dir.shards(), dir.segment_bytes(), dir.log_id()), (2, 1 << 20, 0xABCD));
+    assert!(dir.shard_dir(1).ends_with("shard-01") && dir.shard_dir(1).is_dir());
+    assert!(!path.join(METADATA_ASIDE_NAME).exists());
+}
+
+#[test]
+fn only_one_broker_at_a_time() {
+    let scratch = Scratch::new();
+    let first = open(&scratch.0).unwrap();
+    let error = open(&scratch.0).unwrap_err();
+    assert!(matches!(error, OpenError::Locked { .. }));
+    let text = error.to_string();
+    assert!(text.contains(scratch.0.to_str().unwrap()) && text.contains("--data"), "{text}");
+    drop(first);
+    open(&scratch.0).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_reason_and_left_alone() {
+    let scratch = Scratch::new();
+    drop(open(&scratch.0).unwrap());
+    let metadata = scratch.0.join(METADATA_NAME);
+    let written = fs::read(&metadata).unwrap();
+    let refused = |wanted| DataDir::open(&scratch.0, NEW, wanted).unwrap_err().to_string();
+    let text = refused(Wanted { shards: Some(4), segment_bytes: None });
+    assert!(text.contains("shards = 2") && text.contains('4'), "{text}");
+    let text = refused(Wanted { shards: None, segment_bytes: Some(2 << 20) });
+    assert!(text.contains("segment_bytes = 1048576"), "{text}");
+    assert_eq!(fs::read(&metadata).unwrap(), written);
+
+    fs::write(&metadata, r#"{"format": 2, "shards": {"a": "form of the future"}}"#).unwrap();
+    assert!(matches!(open(&scratch.0).unwrap_err(), OpenError::Newer { found: 2, .. }));
+    for broken in ["", "{}", "[1]", r#"{"format":1,"shards":0,"segment_bytes":1048576,"log_id":1}"#] {
+        fs::write(&metadata, broken).unwrap();
+        assert!(matches!(open(&scratch.0).unwrap_err(), OpenError::Metadata { .. }), "{broken}");
+        assert_eq!(fs::read_to_string(&metadata).unwrap(), broken);
+    }
+}
+
+/// A new log id would disown every block that is there.
+#[test]
+fn lost_metadata_is_not_made_up_again() {
+    let scratch = Scratch::new();
+    let dir = open(&scratch.0).unwrap();
+    prepare(&dir.shard_dir(0), Prepare { segment: SegmentBase(0), from: 0, to: 4096 }, 1 << 20).unwrap();
+    drop(dir);
+    fs::remove_file(scratch.0.join(METADATA_NAME)).unwrap();
+    assert!(matches!(open(&scratch.0).unwrap_err(), OpenError::Incomplete { .. }));
+}
+
+/// Killed while it was making the directory: nothing was stored, so it starts anew.
+#[test]
+fn a_creation_that_was_interrupted_is_repeated() {
+    let scratch = Scratch::new();
+    fs::create_dir_all(scratch.0.join("shard-00")).unwrap();
+    fs::write(scratch.0.join(METADATA_ASIDE_NAME), "{\"form").unwrap();
+    assert_eq!(open(&scratch.0).unwrap().shards(), 2);
+}
+
+#[test]
+fn a_place_that_cannot_be_used_is_named() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("file");
+    fs::write(&file, "x").unwrap();
+    let text = open(&file).unwrap_err().to_string();
+    assert!(text.contains(file.to_str().unwrap()), "{text}");
+    let text = open(&file.join("below")).unwrap_err().to_string();
+    assert!(text.contains("cannot be made"), "{text}");
+}
+
+#[test]
+fn space_is_made_at_full_size_and_zeroed_where_asked() {
+    let scratch = Scratch::new();
+    let wanted = Prepare { segment: SegmentBase(1 << 20), from: 4096, to: 12288 };
+    let path = segment_path(&scratch.0, wanted.segment);
+    prepare(&scratch.0, wanted, 1 << 20).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
+    // Recycled: only the stretch asked for is touched.
+    fs::write(&path, vec![7; 1 << 20]).unwrap();
+    prepare(&scratch.0, wanted, 1 << 20).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+    assert_eq!(
+        (bytes.len(), zeros, bytes[4095], bytes[4096], bytes[12287], bytes[12288]),
+        (1 << 20, 8192, 7, 0, 0, 7)
+    );
+    assert!(prepare(&scratch.0.join("gone"), wanted, 1 << 20).is_err());
+}
+
+#[test]
+fn a_log_on_real_files_comes_back() {
+    let scratch = Scratch::new();
+    let mut expected = Vec::new();
+    for run in 0..3i64 {
+        let dir = open(&scratch.0).unwrap();
+        let config = LogConfig {
+            shard: 1,
+            log_id: dir.log_id(),
+            segment_bytes: dir.segment_bytes(),
+            record_bytes_max: 300 << 10,
+            ..LogConfig::default()
+        };
+        let mut store = dir.store(1);
+        let mut found = Vec::new();
+        let (recovered, report) = recover(&mut store, &config, &mut |record| match record {
+            Record::Metadata { body, .. } => found.push(body.to_vec()),
+            Record::Message { .. } => panic!("none was appended"),
+        })
+        .unwrap();
+        assert_eq!(found, expected);
+        assert_eq!((report.damaged.len(), report.cut_bytes), (0, 0));
+        let mut log = CommitLog::new(config, recovered);
+        for record in 0..12u8 {
+            let body = vec![record; 20_000 * usize::from(record) + 1];
+            log.append_record(2, &body, StoreTimestamp(run)).unwrap();
+            expected.push(body);
+            while log.durable() != log.end() {
+                if let Some(wanted) = log.prepare_wanted() {
+                    prepare(&dir.shard_dir(1), wanted, dir.segment_bytes()).unwrap();
+                    log.on_prepared(wanted.segment, wanted.to);
+                }
+                if let Some(write) = log.next_write() {
+                    let path = segment_path(&dir.shard_dir(1), write.segment);
+                    let file = OpenOptions::new().write(true).open(path).unwrap();
+                    let result = file
+                        .write_all_at(&write.data, write.offset_in_segment)
+                        .and_then(|()| file.sync_data());
+                    log.on_written(write.block, result.map_err(Into::into));
+                }
+            }
+        }
+    }
+    assert!(FsStore::new(scratch.0.join("shard-01")).segments().unwrap().len() > 3);
+}
