@@ -63,6 +63,12 @@ pub enum OpenError {
     Differs { path: PathBuf, what: &'static str, found: u64, wanted: u64 },
     #[error("data directory {} has shards but no {METADATA_NAME}: it is not complete; restore the file from a backup, or use another directory", .path.display())]
     Incomplete { path: PathBuf },
+    #[error(
+        "data directory {}: the folder shard-{shard:02} is missing; restore it from a backup, or, to go on without what it held, make \
+         an empty one",
+        .path.display()
+    )]
+    NoShard { path: PathBuf, shard: u16 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,9 +119,8 @@ impl DataDir {
         if let Some(bytes) = wanted.segment_bytes.filter(|bytes| *bytes != metadata.segment_bytes) {
             return Err(differs("segment_bytes =", metadata.segment_bytes, bytes));
         }
-        for shard in 0..metadata.shards {
-            // Made before the metadata at creation; a lost one is made again, empty, and recovery says what is missing.
-            fs::create_dir_all(shard_dir(root, shard)).map_err(failed("a shard's folder cannot be made"))?;
+        if let Some(shard) = (0..metadata.shards).find(|shard| !shard_dir(root, *shard).is_dir()) {
+            return Err(OpenError::NoShard { path: root.to_path_buf(), shard });
         }
         Ok(Self { root: root.to_path_buf(), metadata, lock })
     }
@@ -216,16 +221,26 @@ fn create(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<Metadata, Open
         let mut file = File::create(&aside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
+        sync_dir(root)?; // the metadata must not be there without the folders
         fs::rename(&aside, root.join(METADATA_NAME))?;
-        File::open(root)?.sync_all()?;
-        // The directory itself is an entry of its parent.
-        match root.canonicalize()?.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
-        }
+        sync_dir(root)?;
+        // The directory is an entry of its parent, which may be new as well, now or in a run that was killed.
+        let root = root.canonicalize()?;
+        root.ancestors().skip(1).try_for_each(|parent| match File::open(parent) {
+            Ok(_) => sync_dir(parent),
+            Err(_) => Ok(()), // not ours to look at, so not made by us either
+        })
     };
     write().map_err(failed("its metadata cannot be written"))?;
     Ok(metadata)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    match File::open(path)?.sync_all() {
+        // File systems without anything to sync for a directory.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        other => other,
+    }
 }
 
 fn has_segments(dir: &Path) -> bool {
@@ -238,8 +253,7 @@ fn has_segments(dir: &Path) -> bool {
 pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Result<()> {
     let path = segment_path(shard_dir, wanted.segment);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-    let is_new = file.metadata()?.len() < segment_bytes;
-    if is_new {
+    if file.metadata()?.len() < segment_bytes {
         file.set_len(segment_bytes)?;
     }
     let zeros = vec![0; ZEROS_BYTES];
@@ -249,38 +263,51 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
         file.write_all_at(&zeros[..step as usize], at)?; // at most ZEROS_BYTES
         at += step;
     }
-    if is_new {
-        file.sync_all()?;
-        File::open(shard_dir)?.sync_all()
-    } else {
-        file.sync_data()
-    }
+    // Also the directory, each time: a run that was killed may have made the file and not come so far.
+    file.sync_all()?;
+    sync_dir(shard_dir)
 }
 
-/// Segment files of one shard, read past the page cache where the file system can do that.
+/// Segment files of one shard, read past the page cache where the file system can do that: after a failed sync the
+/// page cache may hold what the disk does not.
 #[derive(Debug)]
 pub struct FsStore {
     dir: PathBuf,
     open: Option<(SegmentBase, File)>,
+    is_direct: bool,
 }
 
 impl FsStore {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, open: None }
+        Self { dir, open: None, is_direct: true }
+    }
+
+    /// Whether reads go past the page cache, as far as it is known: the first read tells.
+    pub fn is_direct(&self) -> bool {
+        self.is_direct
     }
 
     fn file(&mut self, segment: SegmentBase) -> io::Result<&File> {
         if self.open.as_ref().is_none_or(|(base, _)| *base != segment) {
+            let flags = if self.is_direct { libc::O_DIRECT } else { 0 };
             let path = segment_path(&self.dir, segment);
-            // After a failed sync the page cache may hold what the disk does not; direct reads see the disk.
-            let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
-            let file = match direct {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => File::open(&path)?,
-                other => other?,
-            };
-            self.open = Some((segment, file));
+            self.open = Some((segment, OpenOptions::new().read(true).custom_flags(flags).open(path)?));
         }
         Ok(&self.open.as_ref().expect("opened above").1)
+    }
+
+    fn read(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = self.file(segment)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
     }
 }
 
@@ -298,17 +325,15 @@ impl SegmentStore for FsStore {
     }
 
     fn read_at(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = self.file(segment)?;
-        let mut done = 0;
-        while done < buffer.len() {
-            match file.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        match self.read(segment, offset, buffer) {
+            // The file system does not know direct reads, or not of this size.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && self.is_direct => {
+                self.is_direct = false;
+                self.open = None;
+                self.read(segment, offset, buffer)
             }
+            other => other,
         }
-        Ok(done)
     }
 
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {

@@ -91,6 +91,21 @@ fn lost_metadata_is_not_made_up_again() {
     assert!(matches!(open(&scratch.0).unwrap_err(), OpenError::Incomplete { .. }));
 }
 
+#[test]
+fn a_lost_shard_is_not_started_anew_behind_the_users_back() {
+    let scratch = Scratch::new();
+    drop(open(&scratch.0).unwrap());
+    fs::remove_dir(scratch.0.join("shard-01")).unwrap();
+    let error = open(&scratch.0).unwrap_err();
+    assert!(
+        matches!(error, OpenError::NoShard { shard: 1, .. }) && error.to_string().contains("shard-01"),
+        "{error}"
+    );
+    assert!(!scratch.0.join("shard-01").exists());
+    fs::create_dir(scratch.0.join("shard-01")).unwrap();
+    open(&scratch.0).unwrap();
+}
+
 /// Killed while it was making the directory: nothing was stored, so it starts anew.
 #[test]
 fn a_creation_that_was_interrupted_is_repeated() {
