@@ -6,7 +6,7 @@
 //! submit(tag, Op) … ─▶ turn ─▶ Completion { tag, outcome } …
 //! ```
 //!
-//! Two things implement the trait: `Uring`, the kernel's ring, and `sim::SimRing`, a network and a disk under a
+//! Two things implement the trait: [`Uring`], the kernel's ring, and [`sim::SimRing`], a network and a disk under a
 //! seed and virtual time. The same conformance tests hold both to the rules below, so a driver that is right on one
 //! is right on the other.
 //!
@@ -30,6 +30,7 @@ mod buffers;
 mod errno;
 mod file;
 mod setup;
+pub mod sim;
 mod slab;
 mod socket;
 mod uring;

@@ -1,13 +1,14 @@
 //! What a test of the suite needs of a ring's surroundings.
 
 pub(crate) mod real;
+pub(crate) mod simulated;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ringmq_ring::{Access, Completion, File, Listener, Op, OpenMode, Outcome, Ring, Socket, WAKE_TAG};
+use ringmq_ring::{Access, Completion, File, Listener, Nanos, Op, OpenMode, Outcome, Ring, Socket, WAKE_TAG};
 
 /// What a client does, one after the other.
 #[derive(Clone, Debug)]
@@ -46,9 +47,13 @@ impl Default for Bounds {
 
 pub(crate) trait Surroundings {
     type Ring: Ring;
+    /// More bytes than a connection holds between a sender and a reader who does not read.
+    const STALLS: usize;
     fn ring(&mut self) -> &mut Self::Ring;
     /// One turn of the ring that ends with completions. Panics if there are none for long.
     fn turn(&mut self) -> Vec<Completion>;
+    /// Turns, while clients go on as well, until this time.
+    fn turn_until(&mut self, deadline: Nanos) -> Vec<Completion>;
     fn start(&mut self, server: SocketAddr, script: Vec<Act>) -> Client;
     fn open_gate(&mut self, gate: u32);
     /// All that the client has read, after its script has ended.
@@ -105,11 +110,8 @@ impl<S: Surroundings> Server<S> {
     /// Collects for a while and keeps what arrives.
     pub(crate) fn collect_for(&mut self, time: Duration) {
         let deadline = self.ring().now().monotonic.plus(time);
-        let mut out = Vec::new();
-        while self.ring().now().monotonic < deadline {
-            self.ring().turn(Some(deadline), &mut out).unwrap();
-        }
-        self.arrived.append(&mut out);
+        let completions = self.at.turn_until(deadline);
+        self.arrived.extend(completions);
     }
 
     pub(crate) fn listen(&mut self, tag: u64) -> (Listener, SocketAddr) {
@@ -190,5 +192,9 @@ impl<S: Surroundings> Server<S> {
 
 /// Bytes that tell their position, so that a piece out of place is seen.
 pub(crate) fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    (0..len as u64).map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    let words = 0..len.div_ceil(8) as u64;
+    let mut bytes: Vec<u8> =
+        words.flat_map(|i| (i ^ seed << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()).collect();
+    bytes.truncate(len);
+    bytes
 }

@@ -13,6 +13,13 @@ macro_rules! conformance {
         mod uring {
             $(#[test] fn $name() { crate::suite::$name(crate::harness::real::Real::new); })+
         }
+        mod simulated {
+            $(#[test] fn $name() {
+                for seed in 0..2 {
+                    crate::suite::$name(|bounds| crate::harness::simulated::Simulated::new(bounds, seed));
+                }
+            })+
+        }
         mod uring_incremental {
             $(#[test] fn $name() { crate::suite::$name(crate::harness::real::Real::incremental); })+
         }

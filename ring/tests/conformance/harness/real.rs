@@ -1,5 +1,6 @@
 //! The kernel's ring: clients are threads with sockets of the standard library, files are in the target directory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -9,30 +10,39 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ringmq_ring::{Completion, Config, Ring, Uring, Waker};
+use ringmq_ring::{Completion, Config, Nanos, Ring, Uring, Waker};
 
 use super::{Act, Bounds, Client, Surroundings};
 
 /// So long nothing may happen before a test is given up. It bounds a failure; no test that passes waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Each gate wakes only those that wait at it.
 #[derive(Default)]
-struct Gates {
-    open: Mutex<Vec<u32>>,
-    changed: Condvar,
+struct Gates(Mutex<BTreeMap<u32, Arc<Gate>>>);
+
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
 }
 
 impl Gates {
-    fn open(&self, gate: u32) {
-        self.open.lock().unwrap().push(gate);
-        self.changed.notify_all();
+    fn gate(&self, gate: u32) -> Arc<Gate> {
+        Arc::clone(self.0.lock().unwrap().entry(gate).or_default())
     }
 
-    fn wait(&self, gate: u32) {
-        let open = self.open.lock().unwrap();
-        let (_open, timeout) =
-            self.changed.wait_timeout_while(open, PATIENCE, |open| !open.contains(&gate)).unwrap();
-        assert!(!timeout.timed_out(), "gate {gate} was never opened");
+    fn open(&self, gate: u32) {
+        let gate = self.gate(gate);
+        *gate.open.lock().unwrap() = true;
+        gate.opened.notify_all();
+    }
+
+    fn wait(&self, number: u32) {
+        let gate = self.gate(number);
+        let open = gate.open.lock().unwrap();
+        let (_open, timeout) = gate.opened.wait_timeout_while(open, PATIENCE, |open| !*open).unwrap();
+        assert!(!timeout.timed_out(), "gate {number} was never opened");
     }
 }
 
@@ -77,6 +87,8 @@ impl Drop for Real {
 
 impl Surroundings for Real {
     type Ring = Uring;
+    // A send buffer grows to 4 MiB by default; a receive buffer grows only while it is read.
+    const STALLS: usize = 16 << 20;
 
     fn ring(&mut self) -> &mut Uring {
         &mut self.ring
@@ -87,6 +99,14 @@ impl Surroundings for Real {
         let deadline = self.ring.now().monotonic.plus(PATIENCE);
         self.ring.turn(Some(deadline), &mut out).unwrap();
         assert!(!out.is_empty(), "nothing happened for {PATIENCE:?}");
+        out
+    }
+
+    fn turn_until(&mut self, deadline: Nanos) -> Vec<Completion> {
+        let mut out = Vec::new();
+        while self.ring.now().monotonic < deadline {
+            self.ring.turn(Some(deadline), &mut out).unwrap();
+        }
         out
     }
 
