@@ -64,7 +64,7 @@ build() {
     command -v mvn >/dev/null || skip "no Maven (mvn) on this machine"
     local log=$java_dir/target/build-$1.log
     mkdir -p "$java_dir/target"
-    local mvn=(mvn -B -q -f "$java_dir/pom.xml" "-Drocketmq.version=$1" clean package)
+    local mvn=(mvn -B -q -Dstyle.color=never -f "$java_dir/pom.xml" "-Drocketmq.version=$1" clean package)
     if ! "${mvn[@]}" -o >"$log" 2>&1 && ! "${mvn[@]}" >"$log" 2>&1; then
         if grep -qE 'Could not (resolve|transfer|find artifact)|PluginResolutionException|DependencyResolutionException' "$log"; then
             grep -m1 -E 'Could not (resolve|transfer|find artifact)' "$log" | cut -c1-300
