@@ -146,7 +146,7 @@ fn check_stored(file: &str, topic: &str, hosts: [&str; 2], sys_flag: i32, sys_fl
         reconsume_times: 1,
         prepared_transaction_offset: -1,
         body: b"hello",
-        properties: &[PROPERTIES[..10].as_bytes(), PROPERTIES[10..].as_bytes()],
+        properties: &[&PROPERTIES.as_bytes()[..10], &PROPERTIES.as_bytes()[10..]],
     };
     let mut out = vec![0; encoded_len(&parts)];
     encode_into(&parts, QueueOffset(42), PhysicalOffset(256), StoreTimestamp(1_700_000_000_123), &mut out);
