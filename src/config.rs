@@ -1,0 +1,323 @@
+//! What a broker can be told: on the command line, or in a TOML file with the same names. The command line wins.
+
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+/// RingMQ's broker: speaks RocketMQ's protocol, durable before it acknowledges, one shard for each core.
+#[derive(Parser, Debug, Default)]
+#[command(name = "ringmq-broker", version, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Read settings from this TOML file: the long names below as keys
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ringmq-broker                                          data in ./data, an embedded name server on 9876
+  ringmq-broker --data /var/lib/ringmq --shards 4        the number of shards is fixed when the directory is made
+  ringmq-broker --namesrv '10.0.0.1:9876;10.0.0.2:9876'  register with name servers elsewhere
+  ringmq-broker --advertise 192.0.2.7                    the address that clients are told to connect to
+
+Shard N listens on the port of --listen plus 10 x N, and two below that for clients that use RocketMQ's VIP channel.
+RUST_LOG sets what is logged to standard error: RUST_LOG=warn, RUST_LOG=debug.
+Ctrl-C or SIGTERM stops it; what was acknowledged is on disk at any moment.";
+
+/// All settings; what is absent has the default that `resolve` gives it.
+#[derive(clap::Args, Deserialize, Debug, Default, Clone)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Data directory [default: data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Name of the broker; shard N is the broker NAME-N to clients [default: broker-a]
+    #[arg(long)]
+    name: Option<String>,
+    /// Name of the cluster [default: DefaultCluster]
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
+    /// Shards of a new data directory [default: one for each core]
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+    /// Address and port of shard 0 [default: 0.0.0.0:10911]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// IP address that clients are told to connect to [default: that of --listen, or of this machine]
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<IpAddr>,
+    /// Register with these name servers, HOST:PORT separated by semicolons, instead of embedding one
+    #[arg(long, value_name = "HOST:PORT[;...]", conflicts_with = "embedded_namesrv")]
+    namesrv: Option<String>,
+    /// Address and port of the embedded name server [default: address of --listen, port 9876]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    embedded_namesrv: Option<SocketAddr>,
+    /// When a send is acknowledged: once it is on disk, or at once [default: sync]
+    #[arg(long, value_enum)]
+    flush: Option<Flush>,
+    /// Whether a send to an unknown topic makes the topic [default: true]
+    #[arg(long, value_name = "BOOL")]
+    auto_create_topics: Option<bool>,
+    /// Start every write at a sector of its own, for disks that cannot be trusted to write half a sector [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pad_blocks: Option<bool>,
+    /// Size of the log's segment files of a new data directory, like 1GiB [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size_or_none")]
+    segment_size: Option<u64>,
+    /// Memory of each shard for recent messages, like 64MiB [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size_or_none")]
+    tail_memory: Option<u64>,
+}
+
+#[derive(ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Flush {
+    Sync,
+    Async,
+}
+
+/// Where the broker finds its name servers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NameServers {
+    Embedded(SocketAddr),
+    /// HOST:PORT each.
+    Elsewhere(Vec<String>),
+}
+
+/// Settings with nothing left open.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data: PathBuf,
+    pub name: String,
+    pub cluster: String,
+    /// As asked for by name.
+    pub shards: Option<u16>,
+    pub listen: SocketAddr,
+    pub advertise: IpAddr,
+    pub name_servers: NameServers,
+    pub flush: Flush,
+    pub auto_create_topics: bool,
+    pub pad_blocks: bool,
+    /// As asked for by name.
+    pub segment_bytes: Option<u64>,
+    pub tail_bytes: u64,
+}
+
+/// One line that says what is wrong with the settings and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Arguments {
+    /// Reads the file, if one is named, and fills in what is not said.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        self.settings.over(file).resolve()
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError(format!("cannot read the configuration {}: {error}", path.display())))?;
+    toml::from_str(&text).map_err(|error| {
+        ConfigError(format!("configuration {}: {}", path.display(), error.to_string().trim_end()))
+    })
+}
+
+impl Settings {
+    fn over(self, file: Settings) -> Settings {
+        // A name server named on the command line replaces an embedded one of the file, and the other way round.
+        let own = self.namesrv.is_some() || self.embedded_namesrv.is_some();
+        let (namesrv, embedded_namesrv) =
+            if own { (self.namesrv, self.embedded_namesrv) } else { (file.namesrv, file.embedded_namesrv) };
+        Settings {
+            data: self.data.or(file.data),
+            name: self.name.or(file.name),
+            cluster: self.cluster.or(file.cluster),
+            shards: self.shards.or(file.shards),
+            listen: self.listen.or(file.listen),
+            advertise: self.advertise.or(file.advertise),
+            namesrv,
+            embedded_namesrv,
+            flush: self.flush.or(file.flush),
+            auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
+            pad_blocks: self.pad_blocks.or(file.pad_blocks),
+            segment_size: self.segment_size.or(file.segment_size),
+            tail_memory: self.tail_memory.or(file.tail_memory),
+        }
+    }
+
+    fn resolve(self) -> Result<Config, ConfigError> {
+        let listen = self.listen.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 10911));
+        if self.namesrv.is_some() && self.embedded_namesrv.is_some() {
+            return Err(ConfigError(
+                "namesrv and embedded-namesrv exclude each other: set one of them".to_owned(),
+            ));
+        }
+        if self.shards == Some(0) {
+            return Err(ConfigError("shards must be at least 1".to_owned()));
+        }
+        let name_servers = match self.namesrv {
+            Some(list) => NameServers::Elsewhere(parse_name_servers(&list)?),
+            None => {
+                NameServers::Embedded(self.embedded_namesrv.unwrap_or(SocketAddr::new(listen.ip(), 9876)))
+            }
+        };
+        let name = self.name.unwrap_or_else(|| "broker-a".to_owned());
+        let cluster = self.cluster.unwrap_or_else(|| "DefaultCluster".to_owned());
+        for (what, value) in [("name", &name), ("cluster", &cluster)] {
+            // Both are also names of topics.
+            ringmq_protocol::name::validate_topic(value)
+                .map_err(|error| ConfigError(format!("{what} {value:?} cannot be used: {error}")))?;
+        }
+        Ok(Config {
+            data: self.data.unwrap_or_else(|| PathBuf::from("data")),
+            name,
+            cluster,
+            shards: self.shards,
+            advertise: self.advertise.unwrap_or_else(|| reachable_ip(listen.ip())),
+            listen,
+            name_servers,
+            flush: self.flush.unwrap_or(Flush::Sync),
+            auto_create_topics: self.auto_create_topics.unwrap_or(true),
+            pad_blocks: self.pad_blocks.unwrap_or(false),
+            segment_bytes: self.segment_size,
+            tail_bytes: self.tail_memory.unwrap_or(64 << 20),
+        })
+    }
+}
+
+fn parse_name_servers(list: &str) -> Result<Vec<String>, ConfigError> {
+    let servers: Vec<String> = list
+        .split([';', ','])
+        .map(str::trim)
+        .filter(|server| !server.is_empty())
+        .map(str::to_owned)
+        .collect();
+    let is_address = |server: &String| {
+        server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    match servers.iter().find(|server| !is_address(server)) {
+        Some(wrong) => Err(ConfigError(format!("name server {wrong:?} is not HOST:PORT"))),
+        None if servers.is_empty() => {
+            Err(ConfigError("namesrv names no server: give HOST:PORT[;HOST:PORT]".to_owned()))
+        }
+        None => Ok(servers),
+    }
+}
+
+/// A listening address that clients can be told. For a wildcard it is the address from which this machine reaches
+/// others (nothing is sent to find out), or loopback on a machine without a network.
+fn reachable_ip(listen: IpAddr) -> IpAddr {
+    if !listen.is_unspecified() {
+        return listen;
+    }
+    let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let route = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        socket.local_addr()
+    });
+    route
+        .map(|address| address.ip())
+        .ok()
+        .filter(|ip| !ip.is_unspecified())
+        .unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+/// A number of bytes, with or without a unit: 4096, 64KiB, 1GiB.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => {
+            return Err(format!(
+                "{text:?} is not a size: use a number and B, KiB, MiB, GiB or TiB, like 64MiB"
+            ));
+        }
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a size: it must begin with a number, like 64MiB"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+fn size_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Number(number) => Ok(Some(number)),
+        Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(line: &str, file: &str) -> Result<Config, ConfigError> {
+        let arguments =
+            Arguments::try_parse_from(std::iter::once("ringmq-broker").chain(line.split_whitespace()));
+        let settings = arguments.map_err(|error| ConfigError(error.to_string()))?.settings;
+        settings.over(toml::from_str(file).map_err(|error| ConfigError(error.to_string()))?).resolve()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_help() {
+        let config = resolve("", "").unwrap();
+        assert_eq!(config.listen, "0.0.0.0:10911".parse().unwrap());
+        assert_eq!(config.name_servers, NameServers::Embedded("0.0.0.0:9876".parse().unwrap()));
+        assert!(!config.advertise.is_unspecified());
+        assert_eq!((config.flush, config.name.as_str()), (Flush::Sync, "broker-a"));
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let file = "name = \"from-file\"\nflush = \"async\"\nembedded-namesrv = \"127.0.0.1:1\"\nsegment-size = \"16MiB\"\n";
+        let config = resolve("--name here --namesrv a:1;b:2", file).unwrap();
+        assert_eq!((config.name.as_str(), config.flush), ("here", Flush::Async));
+        assert_eq!(config.name_servers, NameServers::Elsewhere(vec!["a:1".into(), "b:2".into()]));
+        assert_eq!(config.segment_bytes, Some(16 << 20));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let wrong = [
+            ("", "colour = 1", "colour"),
+            ("", "segment-size = \"much\"", "not a size"),
+            ("--shards 0", "", "at least 1"),
+            ("--namesrv nowhere", "", "HOST:PORT"),
+            ("--name a/b", "", "cannot be used"),
+            ("--flush later", "", "sync"),
+        ];
+        for (line, file, part) in wrong {
+            let text = resolve(line, file).unwrap_err().to_string();
+            assert!(text.contains(part), "{line} {file}: {text}");
+        }
+    }
+
+    #[test]
+    fn sizes_take_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64KiB"), Ok(65536));
+        assert_eq!(parse_size("1 GiB"), Ok(1 << 30));
+        assert!(
+            parse_size("MiB").is_err()
+                && parse_size("1 XB").is_err()
+                && parse_size("99999999999TiB").is_err()
+        );
+    }
+}

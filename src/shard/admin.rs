@@ -1,0 +1,456 @@
+//! Membership and what operators ask: topics, groups, connections, the broker itself.
+
+use super::effects::{Effects, News, ReplyTo};
+use super::filter::Filter;
+use super::groups::Client;
+use super::limits::GROUPS_MAX;
+use super::records::kind;
+use super::topics::check_config;
+use super::{Announcement, Refusal, Request, Shard};
+use ringmq_protocol::body::{
+    Body, CheckClientConfigBody, Connection, ConsumeStats, ConsumerConnection, ConsumerListBody, DataVersion,
+    GroupList, HeartbeatData, KvTable, LockBatchBody, LockBatchResult, MessageQueue, OffsetWrapper,
+    ProducerConnection, SubscriptionGroupConfig, SubscriptionGroupWrapper, TopicConfig,
+    TopicConfigSerializeWrapper, TopicFilterType, TopicList, TopicOffset, TopicStatsTable, perm,
+};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::VERSION_REPORTED;
+use ringmq_protocol::name;
+use ringmq_protocol::request::{
+    CreateTopicRequest, DeleteTopicRequest, GetConsumeStatsRequest, GetConsumerConnectionListRequest,
+    GetConsumerListByGroupRequest, GetProducerConnectionListRequest, GetSubscriptionGroupConfigRequest,
+    GetTopicConfigRequest, GetTopicStatsInfoRequest, HeartbeatResponse, QueryTopicConsumeByWhoRequest,
+    UnregisterClientRequest,
+};
+use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_storage::QueueIx;
+use std::collections::BTreeMap;
+
+impl Shard {
+    /// HEART_BEAT (34): registers the client in its groups, and makes what they need.
+    pub(super) fn on_heartbeat(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let heartbeat = HeartbeatData::from_json(request.body).map_err(Refusal::unreadable)?;
+        let connection = request.to.connection;
+        let client = Client {
+            client_id: heartbeat.client_id.clone(),
+            address: request.peer,
+            language: request.header.language.name(),
+            version: request.header.version,
+            seen_ms: self.now.monotonic_ms,
+        };
+        let mut must_send_subscriptions = false;
+        for data in &heartbeat.consumer_data_set {
+            // A group that cannot be made is left out; its pulls say why.
+            if self.ensure_group(&data.group_name, fx).is_err() {
+                continue;
+            }
+            self.ensure_retry_topic(&data.group_name)?;
+            let changed =
+                self.groups.register_consumer(connection, client.clone(), data, heartbeat.without_sub);
+            must_send_subscriptions |= !self.groups.knows_subscriptions(&data.group_name);
+            if changed {
+                self.notify_group(&data.group_name, fx);
+            }
+        }
+        for data in &heartbeat.producer_data_set {
+            self.groups.register_producer(connection, client.clone(), &data.group_name);
+        }
+        let response = HeartbeatResponse {
+            is_support_heart_beat_v2: Some(true),
+            is_sub_change: Some(!heartbeat.without_sub || must_send_subscriptions),
+        };
+        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &response, &[]);
+        Ok(())
+    }
+
+    /// UNREGISTER_CLIENT (35).
+    pub(super) fn on_unregister(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = UnregisterClientRequest::decode(&request.header.ext)?;
+        let consumer_group = asked.consumer_group.as_deref();
+        if self.groups.unregister(request.to.connection, asked.producer_group.as_deref(), consumer_group) {
+            self.notify_group(consumer_group.unwrap_or_default(), fx);
+        }
+        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[]);
+        Ok(())
+    }
+
+    /// GET_CONSUMER_LIST_BY_GROUP (38).
+    pub(super) fn on_consumer_list(
+        &mut self,
+        request: &Request<'_>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let asked = GetConsumerListByGroupRequest::decode(&request.header.ext)?;
+        let group = self.groups.consumer_group(&asked.consumer_group).ok_or_else(|| {
+            let remark = format!("no consumer for this group, {}", asked.consumer_group);
+            Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
+        })?;
+        let consumer_id_list = group.members().map(|client| client.client_id.clone()).collect();
+        reply_body(request.to, &ConsumerListBody { consumer_id_list }, fx);
+        Ok(())
+    }
+
+    /// LOCK_BATCH_MQ (41).
+    pub(super) fn on_lock(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = LockBatchBody::from_json(request.body).map_err(Refusal::unreadable)?;
+        let queues = asked.mq_set;
+        let lock_ok_mq_set =
+            self.locks.lock(&asked.consumer_group, &asked.client_id, queues, self.now.monotonic_ms);
+        reply_body(request.to, &LockBatchResult { lock_ok_mq_set }, fx);
+        Ok(())
+    }
+
+    /// UNLOCK_BATCH_MQ (42).
+    pub(super) fn on_unlock(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = LockBatchBody::from_json(request.body).map_err(Refusal::unreadable)?;
+        self.locks.unlock(&asked.consumer_group, &asked.client_id, &asked.mq_set);
+        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[]);
+        Ok(())
+    }
+
+    /// CHECK_CLIENT_CONFIG (46): a consumer asks whether its filter can be evaluated here.
+    pub(super) fn on_check_client(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = CheckClientConfigBody::from_json(request.body).map_err(Refusal::unreadable)?;
+        Filter::of(&asked.subscription_data)
+            .ok_or_else(|| Refusal::filter_unsupported(&asked.subscription_data.expression_type))?;
+        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[]);
+        Ok(())
+    }
+
+    /// Everything that is not on the path of a message or of a consumer.
+    pub(super) fn on_admin(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let ext = &request.header.ext;
+        match request.code() {
+            RequestCode::UPDATE_AND_CREATE_TOPIC => {
+                self.create_topic(request.to, &CreateTopicRequest::decode(ext)?)
+            }
+            RequestCode::DELETE_TOPIC_IN_BROKER => {
+                self.delete_topic(request.to, &DeleteTopicRequest::decode(ext)?.topic, fx)
+            }
+            RequestCode::GET_ALL_TOPIC_CONFIG => {
+                let configs = self.topic_configs().into_iter();
+                let topic_config_table = configs.map(|config| (config.topic_name.clone(), config)).collect();
+                let body =
+                    TopicConfigSerializeWrapper { data_version: DataVersion::default(), topic_config_table };
+                reply_body(request.to, &body, fx);
+                Ok(())
+            }
+            RequestCode::GET_TOPIC_CONFIG => {
+                let asked = GetTopicConfigRequest::decode(ext)?;
+                let topic = self.topics.get(&asked.topic).ok_or_else(|| Refusal::no_topic(&asked.topic))?;
+                reply_body(request.to, &topic.config, fx);
+                Ok(())
+            }
+            RequestCode::GET_TOPIC_STATS_INFO => {
+                let asked = GetTopicStatsInfoRequest::decode(ext)?;
+                let body = self.topic_stats(&asked.topic)?;
+                reply_body(request.to, &body, fx);
+                Ok(())
+            }
+            RequestCode::GET_SYSTEM_TOPIC_LIST_FROM_BROKER => {
+                let topics = self.topics.sorted().into_iter().filter(|topic| !topic.is_recorded);
+                let topic_list = topics.map(|topic| topic.config.topic_name.clone()).collect();
+                reply_body(request.to, &TopicList { topic_list, broker_addr: None }, fx);
+                Ok(())
+            }
+            RequestCode::QUERY_TOPIC_CONSUME_BY_WHO => {
+                let asked = QueryTopicConsumeByWhoRequest::decode(ext)?;
+                let mut group_list: std::collections::BTreeSet<String> =
+                    self.groups.subscribers(&asked.topic);
+                group_list.extend(self.offsets.groups_of(&asked.topic).into_iter().map(str::to_owned));
+                reply_body(request.to, &GroupList { group_list }, fx);
+                Ok(())
+            }
+            RequestCode::GET_CONSUMER_CONNECTION_LIST => {
+                let asked = GetConsumerConnectionListRequest::decode(ext)?;
+                let body = self.consumer_connections(&asked.consumer_group)?;
+                reply_body(request.to, &body, fx);
+                Ok(())
+            }
+            RequestCode::GET_PRODUCER_CONNECTION_LIST => {
+                let asked = GetProducerConnectionListRequest::decode(ext)?;
+                let members = self.groups.producers(&asked.producer_group).ok_or_else(|| {
+                    let remark = format!("the producer group[{}] not exist", asked.producer_group);
+                    Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
+                })?;
+                let connection_set = members.map(connection_of).collect();
+                reply_body(request.to, &ProducerConnection { connection_set }, fx);
+                Ok(())
+            }
+            RequestCode::GET_CONSUME_STATS => {
+                let asked = GetConsumeStatsRequest::decode(ext)?;
+                let body = self.consume_stats(&asked);
+                reply_body(request.to, &body, fx);
+                Ok(())
+            }
+            RequestCode::GET_ALL_SUBSCRIPTIONGROUP_CONFIG => {
+                let body = SubscriptionGroupWrapper {
+                    subscription_group_table: self.groups.configs.clone(),
+                    ..SubscriptionGroupWrapper::default()
+                };
+                reply_body(request.to, &body, fx);
+                Ok(())
+            }
+            RequestCode::GET_SUBSCRIPTIONGROUP_CONFIG => {
+                let asked = GetSubscriptionGroupConfigRequest::decode(ext)?;
+                self.ensure_group(&asked.group, fx)?;
+                reply_body(request.to, &self.groups.configs[&*asked.group], fx);
+                Ok(())
+            }
+            RequestCode::GET_BROKER_RUNTIME_INFO => {
+                reply_body(request.to, &KvTable { table: self.runtime_info() }, fx);
+                Ok(())
+            }
+            _ => {
+                let remark = format!(" request type {} not supported", request.header.code);
+                Err(Refusal::new(ResponseCode::REQUEST_CODE_NOT_SUPPORTED, remark))
+            }
+        }
+    }
+
+    /// UPDATE_AND_CREATE_TOPIC (17). Answered once the topic is on disk and the name servers know it.
+    fn create_topic(&mut self, to: ReplyTo, asked: &CreateTopicRequest<'_>) -> Result<(), Refusal> {
+        self.refuse_system_topic(&asked.topic)?;
+        let filter_type = TopicFilterType::from_name(&asked.topic_filter_type).ok_or_else(|| {
+            Refusal::invalid(format!(
+                "topicFilterType {:?} is neither SINGLE_TAG nor MULTI_TAG",
+                asked.topic_filter_type
+            ))
+        })?;
+        if asked.attributes.as_deref().is_some_and(|attributes| !attributes.is_empty()) {
+            return Err(Refusal::invalid(
+                "this version of RingMQ has no topic attributes; leave them out".to_owned(),
+            ));
+        }
+        let count = |what, nums: i32| {
+            u32::try_from(nums).map_err(|_| Refusal::invalid(format!("{what} {nums} must not be negative")))
+        };
+        let config = TopicConfig {
+            order: asked.order,
+            read_queue_nums: count("readQueueNums", asked.read_queue_nums)?,
+            write_queue_nums: count("writeQueueNums", asked.write_queue_nums)?,
+            topic_filter_type: filter_type,
+            topic_sys_flag: asked.topic_sys_flag.unwrap_or(0),
+            ..TopicConfig::new(asked.topic.as_ref(), 0, asked.perm)
+        };
+        self.put_topic(config, Some(to))
+    }
+
+    /// Makes a topic or changes its settings: a record first, the name servers once it is durable.
+    pub(super) fn put_topic(&mut self, config: TopicConfig, waiter: Option<ReplyTo>) -> Result<(), Refusal> {
+        name::validate_topic(&config.topic_name).map_err(|error| Refusal::invalid(error.to_string()))?;
+        check_config(&config).map_err(Refusal::invalid)?;
+        if self.topics.is_full() && self.topics.get(&config.topic_name).is_none() {
+            let remark = format!("the broker has {} topics, which is its limit", super::limits::TOPICS_MAX);
+            return Err(Refusal::new(ResponseCode::SYSTEM_BUSY, remark));
+        }
+        let block = self.append_record(kind::TOPIC, &config.to_json())?;
+        self.topics.put(config.clone(), true);
+        let news = News::TopicChanged { config, ticket: None };
+        self.pending(block).announcements.push(Announcement { news, waiter });
+        Ok(())
+    }
+
+    /// A topic's record is durable: the housekeeping thread takes it from here.
+    pub(super) fn announce(&mut self, announcement: Announcement, fx: &mut Effects) {
+        let Announcement { mut news, waiter } = announcement;
+        if let (News::TopicChanged { ticket, .. }, Some(to)) = (&mut news, waiter) {
+            *ticket = Some(self.next_ticket);
+            self.registrations.insert(self.next_ticket, to);
+            self.next_ticket += 1;
+        }
+        fx.news.push(news);
+    }
+
+    /// The name servers know what was announced under a ticket.
+    pub fn on_registered(&mut self, ticket: u64, fx: &mut Effects) {
+        if let Some(to) = self.registrations.remove(&ticket) {
+            fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]);
+        }
+    }
+
+    /// DELETE_TOPIC_IN_BROKER (215): the topic, its messages and the offsets of all groups in it.
+    fn delete_topic(&mut self, to: ReplyTo, topic: &str, fx: &mut Effects) -> Result<(), Refusal> {
+        self.refuse_system_topic(topic)?;
+        if self.topics.get(topic).is_none() {
+            fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]);
+            return Ok(());
+        }
+        let block = self.append_record(kind::TOPIC_DELETED, topic.as_bytes())?;
+        let removed = self.topics.remove(topic).expect("seen above");
+        for queue in removed.known_queues() {
+            self.queues[queue.0 as usize].is_removed = true;
+            for id in self.holds.at(queue) {
+                let pull = self.holds.take(id).expect("listed at its queue");
+                let refusal = Refusal::no_topic(topic);
+                fx.replies.push(pull.to, refusal.code, Some(&refusal.remark), &(), &[]);
+            }
+        }
+        self.index.remove_topic(topic);
+        self.offsets.remove_topic(topic);
+        let pending = self.pending(block);
+        pending.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]);
+        pending
+            .announcements
+            .push(Announcement { news: News::TopicDeleted { topic: topic.to_owned() }, waiter: None });
+        Ok(())
+    }
+
+    fn refuse_system_topic(&self, topic: &str) -> Result<(), Refusal> {
+        let is_own = self.topics.get(topic).is_some_and(|topic| !topic.is_recorded);
+        if topic.is_empty() || is_own || name::is_system_topic(topic) {
+            return Err(Refusal::invalid(format!("The topic[{topic}] is conflict with system topic.")));
+        }
+        Ok(())
+    }
+
+    /// Makes the settings of a group that nobody made before, with RocketMQ's defaults.
+    pub(super) fn ensure_group(&mut self, group: &str, fx: &mut Effects) -> Result<(), Refusal> {
+        if self.groups.configs.contains_key(group) {
+            return Ok(());
+        }
+        let refuse = |why: String| {
+            Refusal::new(
+                ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST,
+                format!("subscription group [{group}] does not exist: {why}"),
+            )
+        };
+        name::validate_group(group).map_err(|error| refuse(error.to_string()))?;
+        if self.groups.configs.len() >= GROUPS_MAX {
+            let problem = format!("there are {GROUPS_MAX} groups, which is the limit");
+            fx.log_error(format!("{}: group {group} refused: {problem}", self.config.broker_name));
+            return Err(refuse(problem));
+        }
+        let config = SubscriptionGroupConfig::new(group);
+        self.append_record(kind::GROUP, &config.to_json())?;
+        self.groups.configs.insert(group.to_owned(), config);
+        Ok(())
+    }
+
+    /// Consumers subscribe to their group's retry topic, and tools find a group through its route.
+    fn ensure_retry_topic(&mut self, group: &str) -> Result<(), Refusal> {
+        let topic = name::retry_topic(group);
+        if self.topics.get(&topic).is_some() {
+            return Ok(());
+        }
+        let queue_count = self.groups.configs[group].retry_queue_nums.max(1) as u32;
+        self.put_topic(TopicConfig::new(&*topic, queue_count, perm::READ | perm::WRITE), None)
+    }
+
+    fn topic_stats(&self, name: &str) -> Result<TopicStatsTable, Refusal> {
+        let topic = self.topics.get(name).ok_or_else(|| Refusal::no_topic(name))?;
+        let mut stats = TopicStatsTable::default();
+        for queue_id in 0..topic.queue_count() {
+            let offsets = topic.known_queue(QueueId(queue_id)).map_or_else(TopicOffset::default, |queue| {
+                let (min, max) = self.bounds(queue);
+                TopicOffset {
+                    min_offset: min.0 as i64,
+                    max_offset: max.0 as i64,
+                    last_update_timestamp: self.store_time_before(queue, max),
+                }
+            });
+            stats
+                .offset_table
+                .insert(MessageQueue::new(name, &self.config.broker_name, queue_id as i32), offsets);
+        }
+        Ok(stats)
+    }
+
+    /// When the message before an offset was stored; 0 if there is none.
+    fn store_time_before(&self, queue: QueueIx, offset: QueueOffset) -> i64 {
+        let entry = offset.0.checked_sub(1).and_then(|last| self.index.entry(queue, QueueOffset(last)));
+        entry
+            .and_then(|entry| self.log.blocks().store_timestamp(entry.position))
+            .map_or(0, |timestamp| timestamp.0)
+    }
+
+    fn consume_stats(&self, asked: &GetConsumeStatsRequest<'_>) -> ConsumeStats {
+        let group = &*asked.consumer_group;
+        let listed: Vec<&str> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
+            (Some(list), _) if !list.is_empty() => {
+                list.split(';').filter(|topic| !topic.is_empty()).collect()
+            }
+            (_, Some(topic)) if !topic.is_empty() => vec![topic],
+            _ => self.offsets.topics_of(group).collect(),
+        };
+        let mut stats = ConsumeStats::default();
+        for name in listed {
+            let Some(topic) = self.topics.get(name) else { continue };
+            for queue_id in 0..topic.config.read_queue_nums {
+                let committed = self.offsets.get(group, name, QueueId(queue_id)).unwrap_or_default();
+                let queue = topic.known_queue(QueueId(queue_id));
+                let wrapper = OffsetWrapper {
+                    broker_offset: queue.map_or(0, |queue| self.bounds(queue).1.0 as i64),
+                    consumer_offset: committed.0 as i64,
+                    pull_offset: committed.0 as i64,
+                    last_timestamp: queue.map_or(0, |queue| self.store_time_before(queue, committed)),
+                };
+                stats
+                    .offset_table
+                    .insert(MessageQueue::new(name, &self.config.broker_name, queue_id as i32), wrapper);
+            }
+        }
+        stats
+    }
+
+    fn consumer_connections(&self, name: &str) -> Result<ConsumerConnection, Refusal> {
+        let group = self.groups.consumer_group(name).ok_or_else(|| {
+            Refusal::new(ResponseCode::CONSUMER_NOT_ONLINE, format!("the consumer group[{name}] not online"))
+        })?;
+        Ok(ConsumerConnection {
+            connection_set: group.members().map(connection_of).collect(),
+            subscription_table: group
+                .subscriptions()
+                .map(|(topic, data)| (topic.to_owned(), data.clone()))
+                .collect(),
+            consume_type: group.consume_type,
+            message_model: group.message_model,
+            consume_from_where: group.consume_from_where,
+        })
+    }
+
+    /// GET_BROKER_RUNTIME_INFO (28): what this broker knows of itself, under RocketMQ's names where there is one.
+    fn runtime_info(&self) -> BTreeMap<String, String> {
+        let put = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
+        BTreeMap::from([
+            put("brokerVersionDesc", &concat!("RingMQ ", env!("CARGO_PKG_VERSION"))),
+            put("brokerVersion", &VERSION_REPORTED),
+            put("brokerActive", &self.log.poisoned().is_none()),
+            put("bootTimestamp", &self.booted_ms),
+            put("runtime", &format!("[ {} s ]", (self.now.wall_ms - self.booted_ms).max(0) / 1000)),
+            put("commitLogMinOffset", &self.log.blocks().first().map_or(0, |block| block.start.0)),
+            put("commitLogMaxOffset", &self.log.durable().0),
+            put("remainHowManyDataToFlush", &format!("{} B", self.log.staged_bytes())),
+            put("msgPutTotalTodayNow", &self.counts.messages_in),
+            put("msgGetTotalTodayNow", &self.counts.messages_out),
+            put("putMessageSizeTotal", &self.counts.bytes_in),
+            put("heldPulls", &self.holds.len()),
+        ])
+    }
+}
+
+impl Refusal {
+    fn invalid(remark: String) -> Refusal {
+        Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
+    }
+
+    fn unreadable(error: impl ToString) -> Refusal {
+        Refusal::new(
+            ResponseCode::SYSTEM_ERROR,
+            format!("the body of the request cannot be read: {}", error.to_string()),
+        )
+    }
+}
+
+fn reply_body(to: ReplyTo, body: &impl Body, fx: &mut Effects) {
+    fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &body.to_json());
+}
+
+fn connection_of(client: &Client) -> Connection {
+    Connection {
+        client_id: client.client_id.clone(),
+        client_addr: client.address.to_string(),
+        language: client.language.to_owned(),
+        version: client.version,
+    }
+}

@@ -1,0 +1,43 @@
+//! Every bound of a shard, by name.
+
+/// Longest message body, and longest sum of stored sizes of a batch. RocketMQ's `maxMessageSize`.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Longest encoded properties of a message.
+pub const PROPERTIES_BYTES_MAX: usize = 32_767;
+/// Longest record of the log: a batch, or a message with the longest topic, properties and addresses.
+pub const RECORD_BYTES_MAX: usize = MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX + 1024;
+/// Messages in one pull response, whatever the client asks for.
+pub const PULL_MESSAGES_MAX: usize = 1024;
+/// Bytes after which a pull response takes no further message.
+pub const PULL_BYTES_MAX: usize = 256 << 10;
+/// Queue entries looked at for one pull before it answers with its progress.
+pub const PULL_SCAN_MAX: u64 = 16_000;
+/// Longest read of the log for one pull, unless a single block is longer.
+pub const COLD_READ_BYTES_MAX: u32 = 1 << 20;
+/// Blocks lately read back from disk that are kept for the next pull.
+pub const COLD_CACHE_COUNT: usize = 8;
+/// Reads of the log under way for pulls and look-ups.
+pub const COLD_READS_MAX: usize = 64;
+/// Pulls that may wait for messages.
+pub const HELD_PULLS_MAX: usize = 200_000;
+/// Longest time a pull may wait, whatever the client asks for.
+pub const HOLD_MS_MAX: i64 = 60_000;
+/// Queues of one topic.
+pub const TOPIC_QUEUES_MAX: u32 = 4096;
+/// Topics of a shard.
+pub const TOPICS_MAX: usize = 200_000;
+/// Consumer groups of a shard.
+pub const GROUPS_MAX: usize = 100_000;
+/// Consumer offsets that came without wanting an answer are made durable at least this often.
+pub const OFFSETS_FLUSH_MS: i64 = 1_000;
+/// A client that has sent no heartbeat for this long is no member of its groups any more.
+pub const CLIENT_EXPIRY_MS: i64 = 120_000;
+/// How often clients are checked for that.
+pub const CLIENT_SCAN_MS: i64 = 10_000;
+/// How long a queue lock lives after its holder's last request for it.
+pub const LOCK_MS: i64 = 60_000;
+/// Data this close to the end of the log counts as "in memory" for the first-consume rule of RocketMQ.
+pub const RECENT_BYTES: u64 = 1 << 30;
+
+const _: () = assert!(PULL_BYTES_MAX as u32 <= COLD_READ_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX > MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX);

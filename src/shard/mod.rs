@@ -1,0 +1,344 @@
+//! A shard: the whole broker of one core, as a deterministic state machine.
+//!
+//!   the driver says      begin_turn · on_frame · on_closed · on_written · on_read · on_prepared · on_registered · on_tick
+//!   the shard answers    Effects { replies, reads, news } · next_write · prepare_wanted · next_deadline_ms
+//!
+//!   send      the write path             pull      the read path            hold      pulls that wait
+//!   cold      reads of old data          groups    members, subscriptions   offsets   how far groups are
+//!   topics    topics and their queues    admin     what operators ask       query     look-ups
+//!   locks     strict order               records   settings in the log      recovery  all of it, from the log
+//!
+//! S1  Nothing here does I/O, reads a clock, draws a random number or starts a thread: the same events give the same
+//!     effects, byte for byte. No iteration order of a hash map reaches a decision.
+//! S2  Every change that must survive is a record of the log before anyone is told of it.
+//! S3  Every table and queue has a bound in `limits`; beyond it the client is told, nobody else notices.
+
+mod admin;
+mod cold;
+mod effects;
+mod filter;
+mod groups;
+mod hold;
+pub mod limits;
+mod locks;
+mod offsets;
+mod pull;
+mod query;
+mod records;
+mod recovery;
+mod send;
+mod topics;
+
+pub use effects::{ConnectionId, Effects, LogRead, News, Replies, ReplyTo};
+pub use recovery::Boot;
+pub use send::FlushDiskType;
+
+use cold::ColdReads;
+use groups::Groups;
+use hold::Holds;
+use limits::{CLIENT_SCAN_MS, OFFSETS_FLUSH_MS};
+use locks::Locks;
+use offsets::Offsets;
+use ringmq_protocol::body::TopicConfig;
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{Frame, Header};
+use ringmq_protocol::id::UniqueKeys;
+use ringmq_protocol::request::{FieldError, NotifyConsumerIdsChangedRequest};
+use ringmq_protocol::types::PhysicalOffset;
+use ringmq_storage::{BlockSeq, CommitLog, Prepare, QueueIndex, SegmentBase};
+use send::PendingBlock;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use topics::{QueueState, Topics};
+
+/// RocketMQ's `regionId`.
+const REGION: &str = "DefaultRegion";
+
+/// What a shard is told about itself.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Name under which the shard is a broker: `broker-a-0`.
+    pub broker_name: String,
+    pub cluster_name: String,
+    /// Where clients reach it. Part of every message id, so it must not be a wildcard.
+    pub address: SocketAddr,
+    pub flush: FlushDiskType,
+    /// Whether a send to an unknown topic makes the topic.
+    pub auto_create_topics: bool,
+    /// Tells the unique keys made here from those made elsewhere or earlier.
+    pub key_salt: u32,
+}
+
+/// The time, as the driver read it at the start of a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Time {
+    /// Of a clock that never goes back; for deadlines.
+    pub monotonic_ms: i64,
+    /// Milliseconds since 1970; for time stamps.
+    pub wall_ms: i64,
+}
+
+/// See the head of this file.
+pub struct Shard {
+    config: ShardConfig,
+    now: Time,
+    log: CommitLog,
+    index: QueueIndex,
+    /// By `QueueIx`.
+    queues: Vec<QueueState>,
+    topics: Topics,
+    groups: Groups,
+    offsets: Offsets,
+    locks: Locks,
+    holds: Holds,
+    cold: ColdReads,
+    /// What waits for blocks of the log, oldest first.
+    pending: VecDeque<PendingBlock>,
+    spare_pending: Vec<PendingBlock>,
+    unique_keys: UniqueKeys,
+    /// Encoded properties that every message gets.
+    own_properties: Rc<[u8]>,
+    /// Reused by batches.
+    batch_ids: String,
+    round_robin: u32,
+    has_reported_poison: bool,
+    is_preparing: bool,
+    /// Answers that wait for the name servers to know a topic.
+    registrations: BTreeMap<u64, ReplyTo>,
+    next_ticket: u64,
+    booted_ms: i64,
+    counts: Counts,
+    flush_offsets_at_ms: Option<i64>,
+    scan_clients_at_ms: i64,
+}
+
+/// What has gone through the shard since its start.
+#[derive(Default)]
+struct Counts {
+    messages_in: u64,
+    bytes_in: u64,
+    messages_out: u64,
+}
+
+/// A topic to be announced once its record is durable, and who waits for that.
+struct Announcement {
+    news: News,
+    waiter: Option<ReplyTo>,
+}
+
+/// A request that is not carried out, and why.
+#[derive(Debug)]
+struct Refusal {
+    code: ResponseCode,
+    remark: String,
+}
+
+impl Refusal {
+    fn new(code: ResponseCode, remark: impl Into<String>) -> Self {
+        Refusal { code, remark: remark.into() }
+    }
+
+    fn no_topic(topic: &str) -> Self {
+        let remark = format!("topic[{topic}] not exist, apply first please!");
+        Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark)
+    }
+
+    fn filter_unsupported(expression_type: &str) -> Self {
+        let remark = format!("The broker does not support consumer to filter message by {expression_type}");
+        Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
+    }
+}
+
+impl From<FieldError> for Refusal {
+    fn from(error: FieldError) -> Self {
+        Refusal::new(ResponseCode::SYSTEM_ERROR, format!("the request cannot be read: {error}"))
+    }
+}
+
+/// A request on its way through the shard.
+struct Request<'a> {
+    to: ReplyTo,
+    peer: SocketAddr,
+    header: &'a Header<'a>,
+    body: &'a [u8],
+}
+
+impl Request<'_> {
+    fn code(&self) -> RequestCode {
+        RequestCode(self.header.code)
+    }
+}
+
+impl Shard {
+    /// A turn begins: the time, until the next one.
+    pub fn begin_turn(&mut self, now: Time) {
+        self.now = now;
+    }
+
+    /// A frame has arrived. What it asks for happens now; the answer may take a while.
+    pub fn on_frame(
+        &mut self,
+        connection: ConnectionId,
+        peer: SocketAddr,
+        frame: &Frame<'_>,
+        fx: &mut Effects,
+    ) {
+        let header = &frame.header;
+        if header.is_response() {
+            // All our requests to clients are one-way; a client that answers nevertheless does no harm.
+            return;
+        }
+        let request = Request { to: ReplyTo::new(connection, header), peer, header, body: frame.body };
+        let done = match request.code() {
+            RequestCode::SEND_MESSAGE | RequestCode::SEND_MESSAGE_V2 | RequestCode::SEND_BATCH_MESSAGE => {
+                self.on_send(&request, fx)
+            }
+            RequestCode::PULL_MESSAGE | RequestCode::LITE_PULL_MESSAGE => self.on_pull(&request, fx),
+            RequestCode::HEART_BEAT => self.on_heartbeat(&request, fx),
+            RequestCode::UNREGISTER_CLIENT => self.on_unregister(&request, fx),
+            RequestCode::GET_CONSUMER_LIST_BY_GROUP => self.on_consumer_list(&request, fx),
+            RequestCode::QUERY_CONSUMER_OFFSET => self.on_query_offset(&request, fx),
+            RequestCode::UPDATE_CONSUMER_OFFSET => self.on_update_offset(&request, fx),
+            RequestCode::GET_MAX_OFFSET => self.on_max_offset(&request, fx),
+            RequestCode::GET_MIN_OFFSET => self.on_min_offset(&request, fx),
+            RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => self.on_search_offset(&request, fx),
+            RequestCode::GET_EARLIEST_MSG_STORETIME => self.on_earliest_store_time(&request, fx),
+            RequestCode::VIEW_MESSAGE_BY_ID => self.on_view_message(&request, fx),
+            RequestCode::LOCK_BATCH_MQ => self.on_lock(&request, fx),
+            RequestCode::UNLOCK_BATCH_MQ => self.on_unlock(&request, fx),
+            RequestCode::CHECK_CLIENT_CONFIG => self.on_check_client(&request, fx),
+            _ => self.on_admin(&request, fx),
+        };
+        if let Err(refusal) = done {
+            fx.replies.push(request.to, refusal.code, Some(&refusal.remark), &(), &[]);
+        }
+    }
+
+    /// A connection is gone.
+    pub fn on_closed(&mut self, connection: ConnectionId, fx: &mut Effects) {
+        self.holds.on_closed(connection);
+        for group in self.groups.on_closed(connection) {
+            self.notify_group(&group, fx);
+        }
+    }
+
+    /// Once a turn: what is due by now.
+    pub fn on_tick(&mut self, fx: &mut Effects) {
+        self.expire_holds(fx);
+        if self.groups.has_clients() && self.now.monotonic_ms >= self.scan_clients_at_ms {
+            self.scan_clients_at_ms = self.now.monotonic_ms + CLIENT_SCAN_MS;
+            for group in self.groups.expire(self.now.monotonic_ms) {
+                self.notify_group(&group, fx);
+            }
+        }
+        match self.flush_offsets_at_ms {
+            None if self.offsets.has_unwritten() => {
+                self.flush_offsets_at_ms = Some(self.now.monotonic_ms + OFFSETS_FLUSH_MS);
+            }
+            Some(at_ms) if self.now.monotonic_ms >= at_ms => {
+                // A log that takes no record now may take one later; until then the offsets wait.
+                let flushed = self.flush_offsets().is_ok();
+                self.flush_offsets_at_ms = (!flushed).then_some(self.now.monotonic_ms + OFFSETS_FLUSH_MS);
+            }
+            _ => {}
+        }
+    }
+
+    /// Monotonic time at which `on_tick` has something to do, if nothing else happens before.
+    pub fn next_deadline_ms(&self) -> Option<i64> {
+        let scan = self.groups.has_clients().then_some(self.scan_clients_at_ms);
+        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan].into_iter().flatten().min()
+    }
+
+    /// The shard is to stop: what is noted only in memory goes to the log.
+    pub fn on_stop(&mut self, fx: &mut Effects) {
+        if let Err(refusal) = self.flush_offsets() {
+            fx.log_error(format!("consumer offsets of the last second are not saved: {}", refusal.remark));
+        }
+    }
+
+    /// True while nothing waits for the disk.
+    pub fn is_quiet(&self) -> bool {
+        self.log.poisoned().is_some() || (self.log.staged_bytes() == 0 && self.pending.is_empty())
+    }
+
+    /// Zeros wanted ahead of the log's end, asked for once.
+    pub fn prepare_wanted(&mut self) -> Option<Prepare> {
+        if self.is_preparing {
+            return None;
+        }
+        let wanted = self.log.prepare_wanted();
+        self.is_preparing = wanted.is_some();
+        wanted
+    }
+
+    /// The segment's file is zeroed up to here.
+    pub fn on_prepared(&mut self, segment: SegmentBase, to: u64) {
+        self.is_preparing = false;
+        self.log.on_prepared(segment, to);
+    }
+
+    /// There is no room for more of the log.
+    pub fn on_prepare_failed(&mut self, reason: String) {
+        self.log.on_prepare_failed(reason);
+    }
+
+    /// It is time to ask for room again.
+    pub fn on_prepare_again(&mut self) {
+        self.is_preparing = false;
+    }
+
+    /// The segment that holds a position, and where in its file.
+    pub fn locate(&self, position: PhysicalOffset) -> (SegmentBase, u64) {
+        let segment = SegmentBase::of(position, self.log.config().segment_bytes);
+        (segment, position.0 - segment.0)
+    }
+
+    /// Settings of all topics, by name.
+    pub fn topic_configs(&self) -> Vec<TopicConfig> {
+        self.topics.sorted().into_iter().map(|topic| topic.config.clone()).collect()
+    }
+
+    /// Tells every member of a group that the group has changed.
+    fn notify_group(&mut self, group: &str, fx: &mut Effects) {
+        let notice = NotifyConsumerIdsChangedRequest { consumer_group: Cow::Borrowed(group) };
+        for connection in self.groups.connections_of(group) {
+            fx.replies.push_request(connection, RequestCode::NOTIFY_CONSUMER_IDS_CHANGED, &notice);
+        }
+    }
+
+    /// Puts a settings record into the log.
+    fn append_record(&mut self, kind: u16, body: &[u8]) -> Result<BlockSeq, Refusal> {
+        let appended = self.log.append_record(kind, body, self.store_now()).map_err(Refusal::of_append)?;
+        Ok(appended.block)
+    }
+
+    /// Answers a request once all that is staged by now is durable.
+    fn reply_when_durable(&mut self, to: ReplyTo, fx: &mut Effects) {
+        let is_behind = self.log.staged_bytes() > 0;
+        let last =
+            self.log.open_block_seq().or_else(|| Some(BlockSeq(self.log.next_block().0.checked_sub(1)?)));
+        match last.filter(|_| is_behind) {
+            Some(block) => self.pending(block).replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
+            None => fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
+        }
+    }
+
+    /// Writes the offsets that are only noted, and names the last block that holds one, if there were any.
+    fn flush_offsets(&mut self) -> Result<Option<BlockSeq>, Refusal> {
+        let Shard { offsets, log, now, .. } = self;
+        let stored = ringmq_protocol::types::StoreTimestamp(now.wall_ms);
+        let mut last = None;
+        offsets.flush(|commits| {
+            for body in records::encode_commits(commits) {
+                let appended =
+                    log.append_record(records::kind::OFFSETS, &body, stored).map_err(Refusal::of_append)?;
+                last = Some(appended.block);
+            }
+            Ok::<(), Refusal>(())
+        })?;
+        Ok(last)
+    }
+}

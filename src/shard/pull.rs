@@ -1,0 +1,279 @@
+//! The pull path, in the order it happens:
+//!
+//!   on_pull → admit → evaluate → (tail | read ──▶ check) → reply | hold ──▶ wake | deadline | close
+//!
+//! P1  Nothing at or above a queue's visible mark is ever returned.
+//! P2  A pull is answered exactly once; a held one by data, by its deadline, or not at all if its connection closed.
+//! P3  Bytes that come from disk are checked before they leave (`cold.rs`).
+//! P4  An answer without messages carries progress, or the pull has waited: no client can be made to spin.
+
+use super::cold::{ColdRead, LogRange, Purpose};
+use super::effects::{Effects, ReplyTo};
+use super::filter::Filter;
+use super::hold::Pull;
+use super::limits::{
+    COLD_READ_BYTES_MAX, HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX,
+};
+use super::offsets::Commit;
+use super::{Refusal, Request, Shard};
+use bytes::Bytes;
+use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, SubscriptionData, perm};
+use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
+use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_storage::QueueIx;
+use std::rc::Rc;
+
+impl Shard {
+    /// 1. A pull has arrived: codes 11 and 361.
+    pub(super) fn on_pull(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = PullMessageRequest::decode(&request.header.ext)?;
+        let pull = self.admit_pull(request.to, &asked, fx)?;
+        if asked.sys_flag & pull_flag::COMMIT_OFFSET != 0 && asked.commit_offset > 0 {
+            let offset = QueueOffset(asked.commit_offset as u64);
+            let queue_id = QueueId(asked.queue_id as u32);
+            self.offsets.note(Commit { group: &asked.consumer_group, topic: &asked.topic, queue_id, offset });
+        }
+        self.evaluate(pull, fx);
+        Ok(())
+    }
+
+    /// 2. Is the queue there, may the group read it, and which messages does it want?
+    fn admit_pull(
+        &mut self,
+        to: ReplyTo,
+        asked: &PullMessageRequest<'_>,
+        fx: &mut Effects,
+    ) -> Result<Pull, Refusal> {
+        self.ensure_group(&asked.consumer_group, fx)?;
+        let broker_name = &self.config.broker_name;
+        let topic = self.topics.get_mut(&asked.topic).ok_or_else(|| Refusal::no_topic(&asked.topic))?;
+        if topic.config.perm & perm::READ == 0 {
+            let remark = format!("the topic[{}] pulling message is forbidden", asked.topic);
+            return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
+        }
+        let queue_id = u32::try_from(asked.queue_id).ok().filter(|id| *id < topic.config.read_queue_nums);
+        let queue_id = queue_id.map(QueueId).ok_or_else(|| {
+            let remark = format!(
+                "queueId[{}] is illegal, topic:[{}] topicConfig.readQueueNums:[{}] on {broker_name}",
+                asked.queue_id, asked.topic, topic.config.read_queue_nums
+            );
+            Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
+        })?;
+        let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
+        let filter = self.filter_of(asked)?;
+        let from = QueueOffset(asked.queue_offset.max(0) as u64);
+        let hold = asked.sys_flag & pull_flag::SUSPEND != 0 && asked.suspend_timeout_millis > 0;
+        Ok(Pull {
+            to,
+            queue,
+            from,
+            scanned: from,
+            messages_max: usize::try_from(asked.max_msg_nums).unwrap_or(0).clamp(1, PULL_MESSAGES_MAX),
+            filter,
+            hold_until_ms: hold
+                .then(|| self.now.monotonic_ms + asked.suspend_timeout_millis.min(HOLD_MS_MAX)),
+        })
+    }
+
+    /// 2a. The filter comes with the request, or from what the group's heartbeats said.
+    fn filter_of(&self, asked: &PullMessageRequest<'_>) -> Result<Rc<Filter>, Refusal> {
+        if asked.sys_flag & pull_flag::SUBSCRIPTION == 0 {
+            return self.groups.filter(&asked.consumer_group, &asked.topic, asked.sub_version);
+        }
+        let expression_type = asked.expression_type.as_deref().unwrap_or(EXPRESSION_TYPE_TAG);
+        if expression_type != EXPRESSION_TYPE_TAG {
+            return Err(Refusal::filter_unsupported(expression_type));
+        }
+        let expression = asked.subscription.as_deref().unwrap_or("*");
+        let filter = Filter::of(&SubscriptionData::tag_expression(&asked.topic, expression));
+        Ok(Rc::new(filter.expect("made by tags")))
+    }
+
+    /// 3. Finds the messages, or the reason why there are none.
+    pub(super) fn evaluate(&mut self, pull: Pull, fx: &mut Effects) {
+        let (min, max) = self.bounds(pull.queue);
+        if pull.from < min {
+            return self.reply_moved(&pull, min, "OFFSET_TOO_SMALL", fx);
+        }
+        if pull.from > max {
+            let status = if max.0 == 0 { "NO_MESSAGE_IN_QUEUE" } else { "OFFSET_OVERFLOW_BADLY" };
+            return self.reply_moved(&pull, max, status, fx);
+        }
+        let start = pull.scanned.max(pull.from);
+        if start >= max {
+            return self.hold_or_answer(pull, fx);
+        }
+
+        let until = QueueOffset(max.0.min(start.0 + PULL_SCAN_MAX));
+        let mut found = Found::default();
+        let mut next = until;
+        for (offset, entry) in self.index.entries(pull.queue, start, until) {
+            let range = LogRange { position: entry.position, len: entry.size };
+            if pull.filter.matches(entry.tags_code) && !found.add(range, &pull, self) {
+                next = offset;
+                break;
+            }
+        }
+        assert!(next <= max, "P1: nothing at or above the visible mark is returned");
+        if found.ranges.is_empty() {
+            return self.reply_not_matched(&pull, next, fx);
+        }
+        self.counts.messages_out += found.messages as u64;
+        match found.cold_span {
+            None => {
+                let tail = |range: &LogRange| {
+                    self.log.tail(range.position, range.len).expect("seen in the tail above")
+                };
+                let body = found.ranges.iter().map(tail).collect();
+                self.reply_found(&pull, body, next, fx);
+            }
+            Some(span) => {
+                let purpose = Purpose::Pull { pull, ranges: found.ranges, next };
+                self.read_cold(ColdRead { span, purpose }, fx);
+            }
+        }
+    }
+
+    /// First and last-plus-one offset that a consumer can see.
+    pub(super) fn bounds(&self, queue: QueueIx) -> (QueueOffset, QueueOffset) {
+        let state = &self.queues[queue.0 as usize];
+        if state.is_removed {
+            return (QueueOffset(0), QueueOffset(0));
+        }
+        (self.index.min(queue).min(state.visible), state.visible)
+    }
+
+    /// 4a. At the end of the queue: wait there, if the client wants to and there is room.
+    fn hold_or_answer(&mut self, pull: Pull, fx: &mut Effects) {
+        match pull.hold_until_ms {
+            Some(_) if self.holds.len() >= HELD_PULLS_MAX => {
+                let remark =
+                    format!("[OVERLOAD]{HELD_PULLS_MAX} pulls are waiting for messages, which is the limit");
+                fx.replies.push(pull.to, ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
+            }
+            Some(deadline_ms) => self.holds.park(pull, deadline_ms),
+            None if pull.scanned > pull.from => self.reply_not_matched(&pull, pull.scanned, fx),
+            None => {
+                let next = pull.from;
+                self.reply_empty(&pull, ResponseCode::PULL_NOT_FOUND, next, "OFFSET_OVERFLOW_ONE", fx);
+            }
+        }
+    }
+
+    /// 5. Messages of a queue have become visible: who waits for one of them gets it.
+    pub(super) fn wake(&mut self, queue: QueueIx, fx: &mut Effects) {
+        if !self.holds.is_any_at(queue) {
+            return;
+        }
+        let (_, max) = self.bounds(queue);
+        for id in self.holds.at(queue) {
+            let pull = self.holds.get_mut(id).expect("listed at its queue");
+            let is_wanted = *pull.filter == Filter::All
+                || self
+                    .index
+                    .entries(queue, pull.scanned, max)
+                    .any(|(_, entry)| pull.filter.matches(entry.tags_code));
+            if is_wanted {
+                let pull = self.holds.take(id).expect("listed at its queue");
+                self.evaluate(Pull { hold_until_ms: None, ..pull }, fx);
+            } else {
+                pull.scanned = max;
+            }
+        }
+    }
+
+    /// 5a. Pulls whose time is over are answered with what there is.
+    pub(super) fn expire_holds(&mut self, fx: &mut Effects) {
+        while let Some(pull) = self.holds.take_expired(self.now.monotonic_ms) {
+            self.evaluate(Pull { hold_until_ms: None, ..pull }, fx);
+        }
+    }
+
+    /// 6. Messages.
+    pub(super) fn reply_found(&mut self, pull: &Pull, body: Vec<Bytes>, next: QueueOffset, fx: &mut Effects) {
+        if body.is_empty() {
+            // All that was found lies in damaged blocks, which has been reported; the group goes on behind them.
+            return self.reply_not_matched(pull, next, fx);
+        }
+        let response = self.pull_response(pull, next);
+        fx.replies.push_ranges(pull.to, Some("FOUND"), &response, body);
+    }
+
+    fn reply_not_matched(&self, pull: &Pull, next: QueueOffset, fx: &mut Effects) {
+        assert!(next > pull.from, "P4: an answer without messages carries progress");
+        self.reply_empty(pull, ResponseCode::PULL_RETRY_IMMEDIATELY, next, "NO_MATCHED_MESSAGE", fx);
+    }
+
+    fn reply_moved(&self, pull: &Pull, next: QueueOffset, status: &str, fx: &mut Effects) {
+        self.reply_empty(pull, ResponseCode::PULL_OFFSET_MOVED, next, status, fx);
+    }
+
+    fn reply_empty(
+        &self,
+        pull: &Pull,
+        code: ResponseCode,
+        next: QueueOffset,
+        status: &str,
+        fx: &mut Effects,
+    ) {
+        fx.replies.push(pull.to, code, Some(status), &self.pull_response(pull, next), &[]);
+    }
+
+    fn pull_response(&self, pull: &Pull, next: QueueOffset) -> PullMessageResponse {
+        let (min, max) = self.bounds(pull.queue);
+        PullMessageResponse {
+            suggest_which_broker_id: 0,
+            next_begin_offset: next.0 as i64,
+            min_offset: min.0 as i64,
+            max_offset: max.0 as i64,
+            offset_delta: None,
+            topic_sys_flag: None,
+            group_sys_flag: None,
+            forbidden_type: None,
+        }
+    }
+}
+
+/// The messages of one response: all from the tail, or all from one stretch of the disk.
+#[derive(Default)]
+struct Found {
+    /// Adjacent messages are one range; a range lies in one block.
+    ranges: Vec<LogRange>,
+    messages: usize,
+    bytes: usize,
+    /// Whole blocks that hold the ranges, if they are not in the tail.
+    cold_span: Option<LogRange>,
+}
+
+impl Found {
+    /// Adds a message, if it still fits in the response.
+    fn add(&mut self, range: LogRange, pull: &Pull, shard: &Shard) -> bool {
+        let len = range.len as usize;
+        if self.messages > 0 && (self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX) {
+            return false;
+        }
+        let is_cold = shard.log.tail_start() > range.position;
+        if self.messages > 0 && is_cold != self.cold_span.is_some() {
+            return false;
+        }
+        if is_cold {
+            let block =
+                shard.log.block_containing(range.position).expect("the index names only what is in a block");
+            let start = self.cold_span.map_or(block.start, |span| span.position);
+            let span_len = block.start.0 + u64::from(block.len) - start.0;
+            let is_other_segment = shard.locate(start).0 != shard.locate(block.start).0;
+            if self.messages > 0 && (span_len > u64::from(COLD_READ_BYTES_MAX) || is_other_segment) {
+                return false;
+            }
+            self.cold_span = Some(LogRange { position: start, len: span_len as u32 });
+        }
+        match self.ranges.last_mut() {
+            Some(last) if last.end() == range.position.0 => last.len += range.len,
+            _ => self.ranges.push(range),
+        }
+        self.messages += 1;
+        self.bytes += len;
+        true
+    }
+}

@@ -1,0 +1,201 @@
+//! Look-ups: offsets of queues and groups, and a message by its place in the log.
+
+use super::cold::{ColdRead, LogRange, Purpose};
+use super::effects::{Effects, ReplyTo};
+use super::limits::RECENT_BYTES;
+use super::offsets::Commit;
+use super::{Refusal, Request, Shard};
+use bytes::Bytes;
+use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::request::{
+    BoundaryType, GetEarliestMsgStoretimeRequest, GetEarliestMsgStoretimeResponse, GetMaxOffsetRequest,
+    GetMinOffsetRequest, OffsetResponse, QueryConsumerOffsetRequest, SearchOffsetRequest,
+    UpdateConsumerOffsetRequest, ViewMessageByIdRequest,
+};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, StoreTimestamp};
+use ringmq_storage::block::BlockHeader;
+use ringmq_storage::{Boundary, QueueIx, Record, records};
+
+impl Shard {
+    /// GET_MAX_OFFSET (30): the offset that the next message to become visible will have.
+    pub(super) fn on_max_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = GetMaxOffsetRequest::decode(&request.header.ext)?;
+        let offset = self
+            .known_queue(&asked.topic, asked.queue_id)
+            .map_or(QueueOffset(0), |queue| self.bounds(queue).1);
+        reply_offset(request.to, offset, fx);
+        Ok(())
+    }
+
+    /// GET_MIN_OFFSET (31).
+    pub(super) fn on_min_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = GetMinOffsetRequest::decode(&request.header.ext)?;
+        let offset = self
+            .known_queue(&asked.topic, asked.queue_id)
+            .map_or(QueueOffset(0), |queue| self.bounds(queue).0);
+        reply_offset(request.to, offset, fx);
+        Ok(())
+    }
+
+    /// SEARCH_OFFSET_BY_TIMESTAMP (29), by store time.
+    pub(super) fn on_search_offset(
+        &mut self,
+        request: &Request<'_>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let asked = SearchOffsetRequest::decode(&request.header.ext)?;
+        let boundary = match asked.boundary_type {
+            BoundaryType::Lower => Boundary::Lower,
+            BoundaryType::Upper => Boundary::Upper,
+        };
+        let offset = self.known_queue(&asked.topic, asked.queue_id).map_or(QueueOffset(0), |queue| {
+            let (_, max) = self.bounds(queue);
+            self.index.offset_by_time(
+                queue,
+                max,
+                StoreTimestamp(asked.timestamp),
+                boundary,
+                self.log.blocks(),
+            )
+        });
+        reply_offset(request.to, offset, fx);
+        Ok(())
+    }
+
+    /// GET_EARLIEST_MSG_STORETIME (32).
+    pub(super) fn on_earliest_store_time(
+        &mut self,
+        request: &Request<'_>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let asked = GetEarliestMsgStoretimeRequest::decode(&request.header.ext)?;
+        let timestamp = self.known_queue(&asked.topic, asked.queue_id).and_then(|queue| {
+            let (min, max) = self.bounds(queue);
+            let (_, first) = self.index.entries(queue, min, max).next()?;
+            self.log.blocks().store_timestamp(first.position)
+        });
+        let response =
+            GetEarliestMsgStoretimeResponse { timestamp: timestamp.map_or(-1, |timestamp| timestamp.0) };
+        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &response, &[]);
+        Ok(())
+    }
+
+    /// QUERY_CONSUMER_OFFSET (14), with RocketMQ's rule for a group that never consumed the queue.
+    pub(super) fn on_query_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let asked = QueryConsumerOffsetRequest::decode(&request.header.ext)?;
+        let committed = self.offsets.get(&asked.consumer_group, &asked.topic, asked.queue_id);
+        let offset = committed.or_else(|| {
+            let may_start_at_zero = asked.set_zero_if_not_found != Some(false);
+            let queue = self.known_queue(&asked.topic, asked.queue_id)?;
+            (may_start_at_zero && self.is_recent_from_zero(queue)).then_some(QueueOffset(0))
+        });
+        let offset = offset.ok_or_else(|| {
+            let remark = "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first";
+            Refusal::new(ResponseCode::QUERY_NOT_FOUND, remark)
+        })?;
+        reply_offset(request.to, offset, fx);
+        Ok(())
+    }
+
+    /// True if the queue's first message is there and still counts as "in memory".
+    fn is_recent_from_zero(&self, queue: QueueIx) -> bool {
+        let (min, max) = self.bounds(queue);
+        let first = self.index.entries(queue, QueueOffset(0), max).next();
+        min == QueueOffset(0)
+            && first.is_some_and(|(_, entry)| entry.position.0 + RECENT_BYTES >= self.log.durable().0)
+    }
+
+    /// UPDATE_CONSUMER_OFFSET (15). Who waits for the answer gets it once the offset is on disk.
+    pub(super) fn on_update_offset(
+        &mut self,
+        request: &Request<'_>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let asked = UpdateConsumerOffsetRequest::decode(&request.header.ext)?;
+        self.ensure_group(&asked.consumer_group, fx)?;
+        if self.topics.get(&asked.topic).is_none() {
+            return Err(Refusal::no_topic(&asked.topic));
+        }
+        let offset = u64::try_from(asked.commit_offset).map_err(|_| {
+            let remark = format!("commitOffset {} is negative", asked.commit_offset);
+            Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
+        })?;
+        let commit = Commit {
+            group: &asked.consumer_group,
+            topic: &asked.topic,
+            queue_id: asked.queue_id,
+            offset: QueueOffset(offset),
+        };
+        self.offsets.note(commit);
+        if !request.to.is_oneway() {
+            let block = self.flush_offsets()?;
+            match block {
+                Some(block) => {
+                    self.pending(block).replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[])
+                }
+                // The same offset as before, written before: it may still be on its way.
+                None => self.reply_when_durable(request.to, fx),
+            }
+        }
+        Ok(())
+    }
+
+    /// VIEW_MESSAGE_BY_ID (33): the message that starts at this place of the log.
+    pub(super) fn on_view_message(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let position = ViewMessageByIdRequest::decode(&request.header.ext)?.offset;
+        let block = self.log.block_containing(position).filter(|_| position < self.log.durable());
+        let span = block
+            .map(|block| LogRange { position: block.start, len: block.len })
+            .ok_or_else(|| not_there(position))?;
+        match self.log.tail(span.position, span.len) {
+            Some(bytes) => self.reply_view(request.to, position, span.position, &bytes, fx),
+            None => {
+                self.read_cold(ColdRead { span, purpose: Purpose::View { to: request.to, position } }, fx)
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers with the message at `position`, if one starts there, out of the whole block around it.
+    pub(super) fn reply_view(
+        &mut self,
+        to: ReplyTo,
+        position: PhysicalOffset,
+        block: PhysicalOffset,
+        bytes: &Bytes,
+        fx: &mut Effects,
+    ) {
+        let header = BlockHeader::read(bytes, self.log.config().identity(), block);
+        let found = header.and_then(|header| header.verify(bytes)).ok().and_then(|block| {
+            records(&block).flatten().find_map(|record| match record {
+                Record::Message { position: at, message } if at == position => Some(message.as_bytes()),
+                _ => None,
+            })
+        });
+        match found {
+            Some(record) => fx.replies.push_ranges(to, None, &(), vec![bytes.slice_ref(record)]),
+            None => {
+                let refusal = not_there(position);
+                fx.replies.push(to, refusal.code, Some(&refusal.remark), &(), &[]);
+            }
+        }
+    }
+
+    pub(super) fn refuse_read(&self, to: ReplyTo, line: &str, fx: &mut Effects) {
+        fx.replies.push(to, ResponseCode::SYSTEM_ERROR, Some(line), &(), &[]);
+    }
+
+    /// The queue, if it exists and was ever used.
+    pub(super) fn known_queue(&self, topic: &str, queue_id: QueueId) -> Option<QueueIx> {
+        self.topics.get(topic)?.known_queue(queue_id)
+    }
+}
+
+fn reply_offset(to: ReplyTo, offset: QueueOffset, fx: &mut Effects) {
+    let response = OffsetResponse { offset: offset.0 as i64 };
+    fx.replies.push(to, ResponseCode::SUCCESS, None, &response, &[]);
+}
+
+fn not_there(position: PhysicalOffset) -> Refusal {
+    Refusal::new(ResponseCode::SYSTEM_ERROR, format!("can not find message by the offset, {position}"))
+}

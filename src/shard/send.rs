@@ -1,0 +1,425 @@
+//! The write path, in the order it happens:
+//!
+//!   on_send → admit → stage ──write──▶ on_written → acknowledge → wake held pulls
+//!
+//! A1  A success leaves this file only from `acknowledge`, and, in sync mode, only for what is durable.
+//! A2  acknowledged ≤ durable ≤ staged; each only grows.
+//! A3  A message is visible to a pull only from the moment at which its send is acknowledged.
+//! A4  After the first failed write nothing more is acknowledged, and who waits is told.
+//! A5  A batch lies in one block: all of it survives a crash, or nothing.
+
+use super::effects::{Effects, Replies, ReplyTo};
+use super::limits::MESSAGE_BYTES_MAX;
+use super::{Announcement, Refusal, Request, Shard};
+use ringmq_protocol::batch::BatchEntries;
+use ringmq_protocol::body::{TopicConfig, perm};
+use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::id::OffsetMessageId;
+use ringmq_protocol::message::{Limits, MessageParts, encode_into, encoded_len};
+use ringmq_protocol::name;
+use ringmq_protocol::properties::{self, Properties, names};
+use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
+use ringmq_protocol::types::{
+    BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode,
+};
+use ringmq_storage::{AppendError, BlockSeq, Entry, LogWrite, QueueIx, WriteError};
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// How a send is acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushDiskType {
+    /// Once it is on disk.
+    Sync,
+    /// At once. A crash may undo the last few milliseconds.
+    Async,
+}
+
+/// What becomes true when a block of the log is durable.
+#[derive(Default)]
+pub(super) struct PendingBlock {
+    block: BlockSeq,
+    /// Answers that wait for the block.
+    pub(super) replies: Replies,
+    /// Queues and the ends that they reach with this block.
+    visible: Vec<(QueueIx, QueueOffset)>,
+    /// Topics made or changed in the block.
+    pub(super) announcements: Vec<Announcement>,
+}
+
+/// The queue that a send goes to.
+#[derive(Clone, Copy)]
+struct Target {
+    queue: QueueIx,
+    queue_id: QueueId,
+}
+
+/// One or more messages in the open block, and who waits for them.
+struct Staged<'a> {
+    to: ReplyTo,
+    target: Target,
+    block: BlockSeq,
+    first: QueueOffset,
+    count: u64,
+    message_ids: &'a str,
+    unique_key: Option<&'a str>,
+}
+
+impl Shard {
+    /// 1. A send has arrived: codes 10, 310 and 320.
+    pub(super) fn on_send(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+        let send = SendMessageRequest::decode(request.code(), &request.header.ext)?;
+        let target = self.admit(&send)?;
+        if send.batch {
+            self.stage_batch(request, &send, target, fx)
+        } else {
+            self.stage_single(request, &send, target, fx)
+        }
+    }
+
+    /// 2. Is the topic there, may it be sent to, and is there such a queue?
+    fn admit(&mut self, send: &SendMessageRequest<'_>) -> Result<Target, Refusal> {
+        if name::is_send_forbidden(&send.topic) {
+            let remark = format!("Sending message to topic[{}] is forbidden.", send.topic);
+            return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
+        }
+        if self.topics.get(&send.topic).is_none() {
+            self.create_on_send(send)?;
+        }
+        let topic = self.topics.get_mut(&send.topic).expect("it is there or was just made");
+        let queue_id = match u32::try_from(send.queue_id) {
+            Ok(id) if id < topic.queue_count() => QueueId(id),
+            Err(_) if topic.config.write_queue_nums > 0 => {
+                self.round_robin = self.round_robin.wrapping_add(1);
+                QueueId(self.round_robin % topic.config.write_queue_nums)
+            }
+            _ => {
+                let (asked, topic, last) = (send.queue_id, &send.topic, topic.queue_count() as i32 - 1);
+                let remark =
+                    format!("request queueId[{asked}] is illegal, topic {topic} has queues 0 to {last}");
+                return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
+            }
+        };
+        let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
+        Ok(Target { queue, queue_id })
+    }
+
+    /// 2a. An unknown topic is made from the template that the sender names, if that allows it.
+    fn create_on_send(&mut self, send: &SendMessageRequest<'_>) -> Result<(), Refusal> {
+        let config = if name::is_retry_topic(&send.topic) {
+            TopicConfig::new(&*send.topic, 1, perm::READ | perm::WRITE)
+        } else {
+            let template = self.topics.get(&send.default_topic);
+            let template =
+                template.filter(|template| template.config.perm & perm::INHERIT != 0).ok_or_else(|| {
+                    let remark = format!("topic[{}] not exist, apply first please!", send.topic);
+                    Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark)
+                })?;
+            let count = u32::try_from(send.default_topic_queue_nums).unwrap_or(1);
+            let count = count.clamp(1, template.config.write_queue_nums.max(1));
+            TopicConfig::new(&*send.topic, count, template.config.perm & !perm::INHERIT)
+        };
+        self.put_topic(config, None)
+    }
+
+    /// 3. One message: encoded straight into the open block, and indexed.
+    fn stage_single(
+        &mut self,
+        request: &Request<'_>,
+        send: &SendMessageRequest<'_>,
+        target: Target,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let sent = send.properties.as_deref().unwrap_or_default().as_bytes();
+        let scan = Scan::of(sent);
+        scan.refuse_unsupported()?;
+        let mut without_receipt = Vec::new();
+        let sent = if scan.has_receipt {
+            // A message that was popped and is sent again is a new one.
+            let keep = |name: &[u8]| name != names::POP_CK.as_bytes();
+            properties::put_filtered(&mut without_receipt, Properties::new(sent), keep);
+            &without_receipt
+        } else {
+            sent
+        };
+        let made_key = scan.unique_key.is_empty().then(|| self.unique_keys.next_key(self.now.wall_ms));
+        let unique_key = made_key.as_deref().unwrap_or(scan.unique_key);
+        let mut key_pair = Vec::new();
+        if let Some(key) = &made_key {
+            properties::put(&mut key_pair, names::UNIQ_KEY, key).expect("a key has no separators");
+        }
+        // Ours come last: of two properties of one name the later one counts.
+        let own = self.own_properties.clone();
+        let all = [sent, properties::separator(sent), &own, &key_pair];
+        let parts = self.parts(request, send, target, send.flag, request.body, &all);
+        parts.check(&Limits::default()).map_err(Refusal::illegal)?;
+        let first = self.index.max(target.queue);
+        let (block, position) = self.append(&parts, target.queue, TagsCode::of(scan.tags))?;
+        let message_id =
+            OffsetMessageId { store_host: self.config.address, physical_offset: position }.to_string();
+        self.prepare_answer(
+            Staged {
+                to: request.to,
+                target,
+                block,
+                first,
+                count: 1,
+                message_ids: &message_id,
+                unique_key: Some(unique_key),
+            },
+            fx,
+        );
+        Ok(())
+    }
+
+    /// 3a. A batch: every entry an ordinary message of the same queue, all in one block. All are checked before the
+    /// first one is staged.
+    fn stage_batch(
+        &mut self,
+        request: &Request<'_>,
+        send: &SendMessageRequest<'_>,
+        target: Target,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        if name::is_retry_topic(&send.topic) || send.topic.len() > 127 {
+            return Err(Refusal::illegal(
+                "a batch cannot go to a retry topic or to one with a name over 127 bytes",
+            ));
+        }
+        let (mut bytes, mut count) = (0, 0);
+        for entry in BatchEntries::new(request.body) {
+            let entry = entry.map_err(Refusal::illegal)?;
+            Scan::of(entry.properties).refuse_unsupported()?;
+            let properties = [entry.properties];
+            let parts = self.parts(request, send, target, entry.flag, entry.body, &properties);
+            parts.check(&Limits::default()).map_err(Refusal::illegal)?;
+            bytes += encoded_len(&parts);
+            count += 1;
+        }
+        if count == 0 || bytes > MESSAGE_BYTES_MAX {
+            return Err(Refusal::illegal(format!(
+                "a batch holds at least one message and takes at most {MESSAGE_BYTES_MAX} bytes; this one has {count} and takes {bytes}"
+            )));
+        }
+        self.log.reserve(bytes, self.store_now()).map_err(Refusal::of_append)?;
+        let first = self.index.max(target.queue);
+        let mut ids = std::mem::take(&mut self.batch_ids);
+        ids.clear();
+        let mut in_block = None;
+        for entry in BatchEntries::new(request.body).flatten() {
+            let properties = [entry.properties];
+            let parts = self.parts(request, send, target, entry.flag, entry.body, &properties);
+            let tags_code = TagsCode::of(Scan::of(entry.properties).tags);
+            let (block, position) = self.append(&parts, target.queue, tags_code).expect("room was reserved");
+            assert_eq!(*in_block.get_or_insert(block), block, "A5: a batch lies in one block");
+            let separator = if ids.is_empty() { "" } else { "," };
+            let id = OffsetMessageId { store_host: self.config.address, physical_offset: position };
+            write!(ids, "{separator}{id}").expect("writing to a String cannot fail");
+        }
+        let unique_key =
+            send.properties.as_deref().and_then(|sent| Properties::new(sent.as_bytes()).get(names::UNIQ_KEY));
+        let block = in_block.expect("the batch is not empty");
+        self.prepare_answer(
+            Staged { to: request.to, target, block, first, count, message_ids: &ids, unique_key },
+            fx,
+        );
+        self.batch_ids = ids;
+        Ok(())
+    }
+
+    fn parts<'a>(
+        &self,
+        request: &Request<'_>,
+        send: &'a SendMessageRequest<'_>,
+        target: Target,
+        flag: i32,
+        body: &'a [u8],
+        properties: &'a [&'a [u8]],
+    ) -> MessageParts<'a> {
+        MessageParts {
+            topic: &send.topic,
+            queue_id: target.queue_id,
+            flag,
+            sys_flag: SysFlag(send.sys_flag),
+            born_timestamp: BornTimestamp(send.born_timestamp),
+            born_host: request.peer,
+            store_host: self.config.address,
+            reconsume_times: send.reconsume_times,
+            prepared_transaction_offset: 0,
+            body,
+            properties,
+        }
+    }
+
+    /// 3b. Into the log and into the index.
+    fn append(
+        &mut self,
+        parts: &MessageParts<'_>,
+        queue: QueueIx,
+        tags_code: TagsCode,
+    ) -> Result<(BlockSeq, PhysicalOffset), Refusal> {
+        let offset = self.index.max(queue);
+        let len = encoded_len(parts);
+        let encode = |position, stored, dst: &mut [u8]| encode_into(parts, offset, position, stored, dst);
+        let appended = self.log.append(len, self.store_now(), encode).map_err(Refusal::of_append)?;
+        let size = u32::try_from(len).expect("a record is smaller than a block");
+        self.index.push(queue, Entry { position: appended.position, size, tags_code });
+        self.counts.messages_in += 1;
+        self.counts.bytes_in += u64::from(size);
+        Ok((appended.block, appended.position))
+    }
+
+    /// 4. The answer is made now; it leaves with `acknowledge`.
+    fn prepare_answer(&mut self, staged: Staged<'_>, fx: &mut Effects) {
+        let response = SendMessageResponse {
+            msg_id: Cow::Borrowed(staged.message_ids),
+            queue_id: staged.target.queue_id.0 as i32,
+            queue_offset: staged.first.0 as i64,
+            transaction_id: staged.unique_key.map(Cow::Borrowed),
+            batch_uniq_id: None,
+            recall_handle: None,
+            region_id: Some(Cow::Borrowed(super::REGION)),
+            trace_on: Some(true),
+        };
+        let queue = staged.target.queue;
+        let end = QueueOffset(staged.first.0 + staged.count);
+        if self.config.flush == FlushDiskType::Async {
+            fx.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
+            return self.make_visible(queue, end, fx);
+        }
+        let pending = self.pending(staged.block);
+        pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
+        match pending.visible.last_mut() {
+            Some(last) if last.0 == queue => last.1 = end,
+            _ => pending.visible.push((queue, end)),
+        }
+    }
+
+    /// What waits for a block; made when the first thing does.
+    pub(super) fn pending(&mut self, block: BlockSeq) -> &mut PendingBlock {
+        if self.pending.back().is_none_or(|last| last.block != block) {
+            let spare = self.spare_pending.pop().unwrap_or_default();
+            self.pending.push_back(PendingBlock { block, ..spare });
+        }
+        self.pending.back_mut().expect("just made")
+    }
+
+    /// The driver asks at the end of a turn, until there is none: what is to be written now?
+    pub fn next_write(&mut self) -> Option<LogWrite> {
+        self.log.next_write()
+    }
+
+    /// 5. A write has ended.
+    pub fn on_written(&mut self, block: BlockSeq, result: Result<(), String>, fx: &mut Effects) {
+        if let Some(advance) = self.log.on_written(block, result.map_err(WriteError)) {
+            self.acknowledge(advance.block, fx);
+        }
+        if let Some(reason) = self.log.poisoned() {
+            if !self.has_reported_poison {
+                self.has_reported_poison = true;
+                fx.log_error(format!(
+                    "{}: writing the commit log failed: {reason}. No send is accepted any more, pulls are still served. Mend the disk, then restart",
+                    self.config.broker_name
+                ));
+            }
+            // A4: success can no longer be told from failure, which is what the sender has to know.
+            let remark = format!("the commit log stopped after a failed write: {reason}");
+            for mut pending in std::mem::take(&mut self.pending) {
+                pending.replies.refuse_all(ResponseCode::SERVICE_NOT_AVAILABLE, &remark, &mut fx.replies);
+            }
+        }
+    }
+
+    /// 6. Everything up to `durable` is on disk: the answers leave, and the messages are there for consumers.
+    fn acknowledge(&mut self, durable: BlockSeq, fx: &mut Effects) {
+        while self.pending.front().is_some_and(|pending| pending.block <= durable) {
+            let mut pending = self.pending.pop_front().expect("just seen");
+            fx.replies.append(&mut pending.replies);
+            for (queue, end) in pending.visible.drain(..) {
+                self.make_visible(queue, end, fx);
+            }
+            for announcement in pending.announcements.drain(..) {
+                self.announce(announcement, fx);
+            }
+            self.spare_pending.push(pending);
+        }
+    }
+
+    /// 7. Consumers may see the queue up to `end`; who waits there is woken.
+    fn make_visible(&mut self, queue: QueueIx, end: QueueOffset, fx: &mut Effects) {
+        let state = &mut self.queues[queue.0 as usize];
+        if state.is_removed {
+            return;
+        }
+        assert!(state.visible <= end, "A2: what is visible only grows");
+        state.visible = end;
+        self.wake(queue, fx);
+    }
+
+    pub(super) fn store_now(&self) -> StoreTimestamp {
+        StoreTimestamp(self.now.wall_ms)
+    }
+}
+
+impl Refusal {
+    pub(super) fn illegal(problem: impl ToString) -> Refusal {
+        Refusal::new(ResponseCode::MESSAGE_ILLEGAL, problem.to_string())
+    }
+
+    pub(super) fn of_append(error: AppendError) -> Refusal {
+        let code = match error {
+            AppendError::Busy { .. } => ResponseCode::SYSTEM_BUSY,
+            AppendError::Size { .. } => ResponseCode::MESSAGE_ILLEGAL,
+            AppendError::Poisoned { .. } | AppendError::NoSpace { .. } => ResponseCode::SERVICE_NOT_AVAILABLE,
+        };
+        Refusal::new(code, error.to_string())
+    }
+}
+
+/// What a broker needs to know of a message's properties, found in one pass.
+#[derive(Default)]
+struct Scan<'a> {
+    /// Empty if there is none, like the next.
+    tags: &'a str,
+    unique_key: &'a str,
+    /// The receipt of an earlier pop.
+    has_receipt: bool,
+    is_transaction: bool,
+    unsupported: Option<&'static str>,
+}
+
+impl<'a> Scan<'a> {
+    fn of(sent: &'a [u8]) -> Self {
+        let mut scan = Scan::default();
+        for (name, value) in Properties::new(sent).iter() {
+            match name {
+                names::TAGS => scan.tags = value,
+                names::UNIQ_KEY => scan.unique_key = value,
+                names::POP_CK => scan.has_receipt = true,
+                names::DELAY_TIME_LEVEL if !matches!(value, "0" | "-1") => {
+                    scan.unsupported = Some("delayed messages (property DELAY)");
+                }
+                names::TIMER_DELAY_SEC | names::TIMER_DELAY_MS | names::TIMER_DELIVER_MS => {
+                    scan.unsupported = Some("timed messages (properties TIMER_*)");
+                }
+                names::TRANSACTION_PREPARED => scan.is_transaction = value.eq_ignore_ascii_case("true"),
+                _ => {}
+            }
+        }
+        scan
+    }
+
+    /// What this broker cannot do yet is refused, never done differently.
+    fn refuse_unsupported(&self) -> Result<(), Refusal> {
+        if self.is_transaction {
+            let remark = "the broker's sending transaction message is forbidden: this version of RingMQ has no transactions";
+            return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
+        }
+        match self.unsupported {
+            Some(what) => {
+                Err(Refusal::illegal(format!("this version of RingMQ has no {what}; nothing was stored")))
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Topics of this shard: settings, and the queues behind them.
+
+use super::limits::{TOPIC_QUEUES_MAX, TOPICS_MAX};
+use ringmq_protocol::body::{TopicConfig, perm};
+use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_storage::{QueueIndex, QueueIx};
+use rustc_hash::FxHashMap;
+
+pub(super) struct Topic {
+    pub(super) config: TopicConfig,
+    /// False for topics that every broker has by itself: they are in no record.
+    pub(super) is_recorded: bool,
+    /// By queue id, once used.
+    queues: Vec<Option<QueueIx>>,
+}
+
+impl Topic {
+    /// Queue ids are below this.
+    pub(super) fn queue_count(&self) -> u32 {
+        self.config.read_queue_nums.max(self.config.write_queue_nums)
+    }
+
+    /// The queue, made at its first use.
+    pub(super) fn queue(
+        &mut self,
+        id: QueueId,
+        index: &mut QueueIndex,
+        states: &mut Vec<QueueState>,
+    ) -> QueueIx {
+        let slot = id.0 as usize;
+        if self.queues.len() <= slot {
+            self.queues.resize(slot + 1, None);
+        }
+        *self.queues[slot].get_or_insert_with(|| {
+            let queue = index.queue(&self.config.topic_name, id);
+            if states.len() <= queue.0 as usize {
+                states.resize_with(queue.0 as usize + 1, QueueState::default);
+            }
+            queue
+        })
+    }
+
+    /// The queues that were ever used.
+    pub(super) fn known_queues(&self) -> impl Iterator<Item = QueueIx> {
+        self.queues.iter().copied().flatten()
+    }
+
+    /// The queue, if it was ever used.
+    pub(super) fn known_queue(&self, id: QueueId) -> Option<QueueIx> {
+        self.queues.get(id.0 as usize).copied().flatten()
+    }
+}
+
+/// What consumers may see of a queue.
+#[derive(Default)]
+pub(super) struct QueueState {
+    /// Offsets below this are there for consumers.
+    pub(super) visible: QueueOffset,
+    /// The queue went with its topic. Its number is not used again.
+    pub(super) is_removed: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Topics {
+    by_name: FxHashMap<Box<str>, Topic>,
+}
+
+impl Topics {
+    /// Adds a topic or replaces its settings; its queues stay. The number of queues never shrinks what exists.
+    pub(super) fn put(&mut self, config: TopicConfig, is_recorded: bool) {
+        match self.by_name.get_mut(&*config.topic_name) {
+            Some(topic) => {
+                topic.config = config;
+                topic.is_recorded |= is_recorded;
+            }
+            None => {
+                let name = config.topic_name.as_str().into();
+                self.by_name.insert(name, Topic { config, is_recorded, queues: Vec::new() });
+            }
+        }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&Topic> {
+        self.by_name.get(name)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Topic> {
+        self.by_name.get_mut(name)
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> Option<Topic> {
+        self.by_name.remove(name)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.by_name.len() >= TOPICS_MAX
+    }
+
+    /// All topics, by name.
+    pub(super) fn sorted(&self) -> Vec<&Topic> {
+        let mut topics: Vec<&Topic> = self.by_name.values().collect();
+        topics.sort_unstable_by(|a, b| a.config.topic_name.cmp(&b.config.topic_name));
+        topics
+    }
+}
+
+/// Topics that every broker has: the template for new topics, and those that tools look for by name.
+pub(super) fn system_topics(cluster_name: &str, broker_name: &str, auto_create: bool) -> Vec<TopicConfig> {
+    let read_write = perm::READ | perm::WRITE;
+    let inherit = if auto_create { perm::INHERIT } else { 0 };
+    vec![
+        TopicConfig::new("TBW102", 8, read_write | inherit),
+        TopicConfig::new(cluster_name, 16, read_write | inherit),
+        TopicConfig::new(broker_name, 1, read_write | inherit),
+        TopicConfig::new("SELF_TEST_TOPIC", 1, read_write),
+        TopicConfig::new("BenchmarkTest", 1024, read_write),
+    ]
+}
+
+/// What is wrong with a topic's settings, if anything.
+pub(super) fn check_config(config: &TopicConfig) -> Result<(), String> {
+    if config.read_queue_nums.max(config.write_queue_nums) > TOPIC_QUEUES_MAX {
+        return Err(format!(
+            "readQueueNums {} and writeQueueNums {} must be between 0 and {TOPIC_QUEUES_MAX}",
+            config.read_queue_nums, config.write_queue_nums
+        ));
+    }
+    if !(0..=7).contains(&config.perm) {
+        return Err(format!("perm {} must be between 0 and 7: 4 read, 2 write, 1 inherit", config.perm));
+    }
+    Ok(())
+}
