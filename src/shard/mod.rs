@@ -29,6 +29,9 @@ mod recovery;
 mod send;
 mod topics;
 
+#[cfg(test)]
+mod tests;
+
 pub use effects::{ConnectionId, Effects, LogRead, News, Replies, ReplyTo};
 pub use recovery::Boot;
 pub use send::FlushDiskType;

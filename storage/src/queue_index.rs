@@ -16,7 +16,8 @@ use thiserror::Error;
 
 use crate::segment::{BlockIndex, SegmentBase};
 
-/// Number of a queue in a `QueueIndex`, dense. Numbers of removed queues are given again.
+/// Number of a queue in a `QueueIndex`, dense. The number of a removed queue is not used again,
+/// so that whoever still holds it can never reach another queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QueueIx(pub u32);
 
@@ -95,12 +96,11 @@ pub struct QueueIndex {
     segment_bytes: u64,
     topics: FxHashMap<Box<str>, Topic>,
     queues: Vec<Queue>,
-    free: Vec<QueueIx>,
 }
 
 impl QueueIndex {
     pub fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, topics: FxHashMap::default(), queues: Vec::new(), free: Vec::new() }
+        Self { segment_bytes, topics: FxHashMap::default(), queues: Vec::new() }
     }
 
     /// The queue's number; the queue is made if it is new.
@@ -108,11 +108,8 @@ impl QueueIndex {
         if let Some(found) = self.find(topic, queue_id) {
             return found;
         }
-        let ix = self.free.pop().unwrap_or_else(|| {
-            self.queues.push(Queue::default());
-            QueueIx(u32::try_from(self.queues.len() - 1).expect("fewer than 2^32 queues"))
-        });
-        self.queues[ix.0 as usize].in_use = true;
+        self.queues.push(Queue { in_use: true, ..Queue::default() });
+        let ix = QueueIx(u32::try_from(self.queues.len() - 1).expect("fewer than 2^32 queues"));
         if !self.topics.contains_key(topic) {
             self.topics.insert(topic.into(), Topic::default());
         }
@@ -136,7 +133,7 @@ impl QueueIndex {
         self.topics.get(topic).into_iter().flat_map(|topic| topic.queues.iter().copied())
     }
 
-    /// Forgets a topic. Returns the numbers of its queues, which may be given to other queues from now on.
+    /// Forgets a topic. Returns the numbers of its queues, which are not used again.
     pub fn remove_topic(&mut self, topic: &str) -> Vec<QueueIx> {
         let removed: Vec<QueueIx> = self
             .topics
@@ -145,7 +142,6 @@ impl QueueIndex {
         for ix in &removed {
             self.queues[ix.0 as usize] = Queue::default();
         }
-        self.free.extend_from_slice(&removed);
         removed
     }
 

@@ -1,0 +1,530 @@
+//! The state machine, driven by hand: frames in, writes completed in any order, frames out.
+
+use super::*;
+use bytes::Bytes;
+use ringmq_protocol::batch::BatchEntry;
+use ringmq_protocol::body::{Body, ConsumerData, HeartbeatData, SubscriptionData};
+use ringmq_protocol::frame::{Codec, Fields, RemotingCommand};
+use ringmq_protocol::message::messages;
+use ringmq_protocol::request::{
+    CreateTopicRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
+    SendMessageRequest, SendMessageResponse, UpdateConsumerOffsetRequest, pull_flag,
+};
+use ringmq_protocol::types::{Opaque, QueueId};
+use ringmq_storage::{LogConfig, LogWrite, SegmentStore};
+use std::collections::BTreeMap as Map;
+use std::io;
+
+/// The files of a log, as far as writes have completed.
+#[derive(Clone, Default)]
+struct Disk(Map<SegmentBase, Vec<u8>>);
+
+impl SegmentStore for Disk {
+    fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        Ok(self.0.iter().map(|(base, bytes)| (*base, bytes.len() as u64)).collect())
+    }
+
+    fn read_at(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = self.0[&segment].get(offset as usize..).unwrap_or_default();
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+
+    fn sync(&mut self, _: SegmentBase) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const SEGMENT_BYTES: u64 = 16 << 20;
+const CONNECTION: ConnectionId = ConnectionId(7);
+
+struct Fixture {
+    shard: Shard,
+    disk: Disk,
+    fx: Effects,
+    now: Time,
+    opaque: i32,
+    answers: Vec<RemotingCommand>,
+}
+
+impl Fixture {
+    fn new(flush: FlushDiskType) -> Fixture {
+        Fixture::on(Disk::default(), flush)
+    }
+
+    fn on(mut disk: Disk, flush: FlushDiskType) -> Fixture {
+        let config = ShardConfig {
+            broker_name: "b-0".into(),
+            cluster_name: "c".into(),
+            address: "127.0.0.1:10911".parse().unwrap(),
+            flush,
+            auto_create_topics: true,
+            key_salt: 1,
+        };
+        let log = LogConfig {
+            segment_bytes: SEGMENT_BYTES,
+            record_bytes_max: limits::RECORD_BYTES_MAX as u32,
+            tail_bytes: 16 << 20,
+            tail_bytes_hard_max: 32 << 20,
+            staged_bytes_max: 8 << 20,
+            ..LogConfig::default()
+        };
+        let boot = Shard::boot(config, log, &mut disk, 0).unwrap();
+        assert_eq!(boot.problems, Vec::<String>::new());
+        let now = Time { monotonic_ms: 1_000, wall_ms: 1_700_000_000_000 };
+        let mut fixture =
+            Fixture { shard: boot.shard, disk, fx: Effects::default(), now, opaque: 0, answers: Vec::new() };
+        fixture.shard.begin_turn(now);
+        fixture.prepare();
+        fixture
+    }
+
+    /// All the zeros that the log wants.
+    fn prepare(&mut self) {
+        while let Some(wanted) = self.shard.prepare_wanted() {
+            let file = self.disk.0.entry(wanted.segment).or_insert_with(|| vec![0; SEGMENT_BYTES as usize]);
+            file[wanted.from as usize..wanted.to as usize].fill(0);
+            self.shard.on_prepared(wanted.segment, wanted.to);
+        }
+    }
+
+    fn request(&mut self, code: RequestCode, fields: &dyn Fields, body: &[u8]) -> Opaque {
+        self.request_from(CONNECTION, code, fields, body)
+    }
+
+    fn request_from(&mut self, from: ConnectionId, code: RequestCode, fields: &dyn Fields, body: &[u8]) -> Opaque {
+        self.opaque += 1;
+        let mut command = RemotingCommand::request(code, fields, Bytes::copy_from_slice(body));
+        command.opaque = Opaque(self.opaque);
+        let mut bytes = Vec::new();
+        command.encode(if self.opaque % 2 == 0 { Codec::Json } else { Codec::RocketMq }, &mut bytes);
+        let frame = Frame::decode(&bytes).unwrap();
+        self.shard.on_frame(from, "10.1.2.3:4567".parse().unwrap(), &frame, &mut self.fx);
+        self.collect();
+        command.opaque
+    }
+
+    fn collect(&mut self) {
+        let answers = &mut self.answers;
+        self.fx.replies.drain(|_, head, body| {
+            let mut frame = head.to_vec();
+            frame.extend(body.concat());
+            answers.push(RemotingCommand::decode(&frame.into()).unwrap());
+        });
+    }
+
+    fn writes(&mut self) -> Vec<LogWrite> {
+        std::iter::from_fn(|| self.shard.next_write()).collect()
+    }
+
+    fn complete(&mut self, write: &LogWrite) {
+        let file = self.disk.0.get_mut(&write.segment).unwrap();
+        file[write.offset_in_segment as usize..][..write.data.len()].copy_from_slice(&write.data);
+        self.shard.on_written(write.block, Ok(()), &mut self.fx);
+        self.collect();
+    }
+
+    /// Everything staged becomes durable.
+    fn settle(&mut self) {
+        loop {
+            self.prepare();
+            let writes = self.writes();
+            if writes.is_empty() {
+                return;
+            }
+            writes.iter().for_each(|write| self.complete(write));
+        }
+    }
+
+    fn tick(&mut self, ms: i64) {
+        self.now.monotonic_ms += ms;
+        self.now.wall_ms += ms;
+        self.shard.begin_turn(self.now);
+        self.shard.on_tick(&mut self.fx);
+        self.collect();
+    }
+
+    fn answer(&mut self, opaque: Opaque) -> Option<RemotingCommand> {
+        let at = self.answers.iter().position(|answer| answer.is_response() && answer.opaque == opaque)?;
+        Some(self.answers.remove(at))
+    }
+
+    fn send(&mut self, topic: &str, queue_id: i32, properties: &str, body: &[u8]) -> Opaque {
+        self.request(RequestCode::SEND_MESSAGE, &send_request(topic, queue_id, properties, false), body)
+    }
+
+    fn sent(&mut self, opaque: Opaque) -> i64 {
+        let answer = self.answer(opaque).expect("the send is answered");
+        assert_eq!(answer.code, 0, "{:?}", answer.remark);
+        SendMessageResponse::decode(&answer.header().ext).unwrap().queue_offset
+    }
+
+    fn pull(&mut self, topic: &str, from: i64, hold_ms: i64, expression: &str) -> Opaque {
+        self.pull_from(CONNECTION, topic, from, hold_ms, expression)
+    }
+
+    fn pull_from(&mut self, by: ConnectionId, topic: &str, from: i64, hold_ms: i64, expression: &str) -> Opaque {
+        let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
+        let pull = PullMessageRequest {
+            consumer_group: "g".into(),
+            topic: topic.into(),
+            queue_id: 0,
+            queue_offset: from,
+            max_msg_nums: 32,
+            sys_flag: suspend | pull_flag::SUBSCRIPTION,
+            commit_offset: 0,
+            suspend_timeout_millis: hold_ms,
+            subscription: Some(expression.into()),
+            sub_version: 0,
+            expression_type: None,
+            max_msg_bytes: None,
+            request_source: None,
+            proxy_forward_client_id: None,
+        };
+        self.request_from(by, RequestCode::PULL_MESSAGE, &pull, &[])
+    }
+
+    /// Code, next offset and bodies of the answer to a pull.
+    fn pulled(&mut self, opaque: Opaque) -> Option<(i32, i64, Vec<Vec<u8>>)> {
+        let answer = self.answer(opaque)?;
+        let next = PullMessageResponse::decode(&answer.header().ext).unwrap().next_begin_offset;
+        let bodies = messages(&answer.body).map(|message| {
+            let message = message.unwrap();
+            assert!(message.verify_crc());
+            message.body().to_vec()
+        });
+        Some((answer.code, next, bodies.collect()))
+    }
+}
+
+fn send_request(topic: &str, queue_id: i32, properties: &str, batch: bool) -> SendMessageRequest<'static> {
+    SendMessageRequest {
+        producer_group: "p".into(),
+        topic: topic.to_owned().into(),
+        default_topic: "TBW102".into(),
+        default_topic_queue_nums: 4,
+        queue_id,
+        sys_flag: 0,
+        born_timestamp: 1,
+        flag: 9,
+        properties: Some(properties.to_owned().into()),
+        reconsume_times: 0,
+        unit_mode: false,
+        max_reconsume_times: None,
+        batch,
+        broker_name: None,
+    }
+}
+
+#[test]
+fn a_send_is_answered_and_visible_only_when_it_is_durable() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let send = f.send("T", 0, "", b"hello");
+    assert!(f.answer(send).is_none());
+    let early = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(early).unwrap().0, ResponseCode::PULL_NOT_FOUND.0);
+    f.settle();
+    assert_eq!(f.sent(send), 0);
+    let pull = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap(), (0, 1, vec![b"hello".to_vec()]));
+}
+
+#[test]
+fn async_sends_are_answered_and_visible_at_once() {
+    let mut f = Fixture::new(FlushDiskType::Async);
+    let send = f.send("T", 0, "", b"hello");
+    assert_eq!(f.sent(send), 0);
+    let pull = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().2, [b"hello"]);
+}
+
+#[test]
+fn answers_keep_the_order_of_the_log_whatever_the_order_of_the_writes() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"first, so that the topic is there");
+    f.settle();
+    let (mut sends, mut writes) = (Vec::new(), Vec::new());
+    for body in [b"1", b"2", b"3"] {
+        sends.push(f.send("T", 0, "", body));
+        writes.extend(f.writes());
+    }
+    assert_eq!(writes.len(), 3);
+    f.complete(&writes[2]);
+    f.complete(&writes[1]);
+    assert!(sends.iter().all(|send| f.answer(*send).is_none()));
+    f.complete(&writes[0]);
+    assert_eq!(sends.iter().map(|send| f.sent(*send)).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn a_failed_write_refuses_who_waits_and_who_comes_but_serves_pulls() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"kept");
+    f.settle();
+    let lost = f.send("T", 0, "", b"lost");
+    let writes = f.writes();
+    f.shard.on_written(writes[0].block, Err("EIO".into()), &mut f.fx);
+    f.collect();
+    let late = f.send("T", 0, "", b"late");
+    for send in [lost, late] {
+        assert_eq!(f.answer(send).unwrap().code, ResponseCode::SERVICE_NOT_AVAILABLE.0);
+    }
+    let pull = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().2, [b"kept"]);
+    assert_eq!(f.fx.news.iter().filter(|news| matches!(news, News::Log { error: true, .. })).count(), 1);
+}
+
+#[test]
+fn a_batch_is_consecutive_messages_of_one_queue() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let mut body = Vec::new();
+    for text in ["a", "bb", "ccc"] {
+        BatchEntry { flag: 0, body: text.as_bytes(), properties: b"TAGS\x01x\x02" }.encode(&mut body).unwrap();
+    }
+    let send = f.request(RequestCode::SEND_MESSAGE, &send_request("T", 0, "", true), &body);
+    f.settle();
+    let answer = f.answer(send).unwrap();
+    let response = SendMessageResponse::decode(&answer.header().ext).unwrap();
+    assert_eq!((response.queue_offset, response.msg_id.split(',').count()), (0, 3));
+    let pull = f.pull("T", 0, 0, "x");
+    assert_eq!(f.pulled(pull).unwrap(), (0, 3, vec![b"a".to_vec(), b"bb".to_vec(), b"ccc".to_vec()]));
+    // Cut anywhere, it is refused whole.
+    for cut in 1..body.len() {
+        let send = f.request(RequestCode::SEND_MESSAGE, &send_request("T", 0, "", true), &body[..cut]);
+        f.settle();
+        let code = f.answer(send).unwrap().code;
+        let whole_entries = [22 + 7 + 1, 2 * 29 + 3].contains(&cut);
+        assert_eq!(code == 0, whole_entries, "cut at {cut}: code {code}");
+    }
+}
+
+#[test]
+fn what_the_broker_cannot_do_is_refused() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let refused = [
+        ("DELAY\x013\x02", ResponseCode::MESSAGE_ILLEGAL),
+        ("TIMER_DELAY_SEC\x015\x02", ResponseCode::MESSAGE_ILLEGAL),
+        ("TRAN_MSG\x01true\x02", ResponseCode::NO_PERMISSION),
+    ];
+    for (properties, code) in refused {
+        let send = f.send("T", 0, properties, b"x");
+        assert_eq!(f.answer(send).unwrap().code, code.0, "{properties}");
+    }
+    for (queue, body, code) in [
+        (4, &b"x"[..], ResponseCode::INVALID_PARAMETER),
+        (0, b"", ResponseCode::MESSAGE_ILLEGAL),
+        (0, &vec![1; limits::MESSAGE_BYTES_MAX + 1], ResponseCode::MESSAGE_ILLEGAL),
+    ] {
+        let send = f.send("T", queue, "", body);
+        assert_eq!(f.answer(send).unwrap().code, code.0);
+    }
+    let unknown = f.request(RequestCode(9999), &(), &[]);
+    assert_eq!(f.answer(unknown).unwrap().code, ResponseCode::REQUEST_CODE_NOT_SUPPORTED.0);
+    let name = "x".repeat(128);
+    let long = f.send(&name, 0, "", b"x");
+    assert_eq!(f.answer(long).unwrap().code, ResponseCode::INVALID_PARAMETER.0);
+    f.settle();
+    let pull = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().0, ResponseCode::PULL_NOT_FOUND.0, "nothing was stored");
+}
+
+#[test]
+fn held_pulls_are_answered_once_by_a_match_a_deadline_or_not_at_all() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"old");
+    f.settle();
+    let wanted = f.pull("T", 1, 5_000, "a || b");
+    let timed = f.pull("T", 1, 2_000, "other");
+    let gone = f.pull_from(ConnectionId(8), "T", 1, 5_000, "*");
+    f.send("T", 0, "TAGS\x01c\x02", b"not wanted");
+    f.shard.on_closed(ConnectionId(8), &mut f.fx);
+    f.settle();
+    assert!(f.answer(wanted).is_none() && f.answer(gone).is_none());
+    f.tick(2_000);
+    // It has seen that nothing up to 2 matches: progress.
+    assert_eq!(f.pulled(timed).unwrap(), (ResponseCode::PULL_RETRY_IMMEDIATELY.0, 2, vec![]));
+    f.send("T", 0, "TAGS\x01b\x02", b"wanted");
+    f.settle();
+    assert_eq!(f.pulled(wanted).unwrap(), (0, 3, vec![b"wanted".to_vec()]));
+    f.tick(10_000);
+    assert_eq!(f.shard.holds.len(), 0);
+    assert!(f.answer(gone).is_none());
+    assert_eq!(f.shard.next_deadline_ms(), None);
+}
+
+#[test]
+fn offsets_outside_the_queue_are_moved_into_it() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let empty = f.send("T", 1, "", b"x");
+    f.settle();
+    f.sent(empty);
+    let pull = f.pull("T", 5, 1_000, "*");
+    assert_eq!(f.pulled(pull).unwrap(), (ResponseCode::PULL_OFFSET_MOVED.0, 0, vec![]));
+    let unknown = f.pull("U", 0, 0, "*");
+    assert_eq!(f.answer(unknown).unwrap().code, ResponseCode::TOPIC_NOT_EXIST.0);
+}
+
+#[test]
+fn everything_that_was_acknowledged_is_there_after_a_restart() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let bodies: Vec<Vec<u8>> = (0..200u32).map(|i| vec![i as u8; 1 + (i as usize * 997) % 90_000]).collect();
+    for (i, body) in bodies.iter().enumerate() {
+        f.send("T", 0, "TAGS\x01t\x02", body);
+        if i % 3 == 0 {
+            f.settle();
+        }
+    }
+    let commit = UpdateConsumerOffsetRequest {
+        consumer_group: "g".into(),
+        topic: "T".into(),
+        queue_id: QueueId(0),
+        commit_offset: 120,
+    };
+    let commit = f.request(RequestCode::UPDATE_CONSUMER_OFFSET, &commit, &[]);
+    assert!(f.answer(commit).is_none(), "the offset is not on disk yet");
+    let create = CreateTopicRequest {
+        topic: "Made".into(),
+        default_topic: "TBW102".into(),
+        read_queue_nums: 3,
+        write_queue_nums: 3,
+        perm: 6,
+        topic_filter_type: "SINGLE_TAG".into(),
+        topic_sys_flag: None,
+        order: false,
+        attributes: None,
+        force: false,
+    };
+    let create = f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
+    f.settle();
+    assert_eq!(f.answer(commit).unwrap().code, 0);
+    assert!(f.answer(create).is_none(), "the name servers do not know it yet");
+    let ticket = f.fx.news.iter().find_map(|news| match news {
+        News::TopicChanged { config, ticket } if config.topic_name == "Made" => *ticket,
+        _ => None,
+    });
+    f.shard.on_registered(ticket.unwrap(), &mut f.fx);
+    f.collect();
+    assert_eq!(f.answer(create).unwrap().code, 0);
+
+    let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
+    assert!(f.shard.topic_configs().iter().any(|config| config.topic_name == "Made" && config.read_queue_nums == 3));
+    let query = QueryConsumerOffsetRequest {
+        consumer_group: "g".into(),
+        topic: "T".into(),
+        queue_id: QueueId(0),
+        set_zero_if_not_found: None,
+    };
+    let query = f.request(RequestCode::QUERY_CONSUMER_OFFSET, &query, &[]);
+    assert_eq!(OffsetResponse::decode(&f.answer(query).unwrap().header().ext).unwrap().offset, 120);
+    // Nothing is in memory after a restart: every pull is a read of the disk.
+    let (mut next, mut got) = (0, Vec::new());
+    while next < 200 {
+        let pull = f.pull("T", next, 0, "t");
+        for read in std::mem::take(&mut f.fx.reads) {
+            let (segment, offset) = f.shard.locate(read.position);
+            let bytes = &f.disk.0[&segment][offset as usize..][..read.len as usize];
+            f.shard.on_read(read.id, Ok(Bytes::copy_from_slice(bytes)), &mut f.fx);
+        }
+        f.collect();
+        let (code, then, bodies) = f.pulled(pull).unwrap();
+        assert_eq!(code, 0);
+        assert_eq!(then, next + bodies.len() as i64);
+        got.extend(bodies);
+        next = then;
+    }
+    assert_eq!(got, bodies);
+    let send = f.send("T", 0, "", b"and on it goes");
+    f.settle();
+    assert_eq!(f.sent(send), 200);
+}
+
+#[test]
+fn a_damaged_block_costs_its_messages_and_is_reported() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    for body in [&b"one"[..], b"two", b"three"] {
+        f.send("T", 0, "", body);
+        f.settle();
+    }
+    let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
+    let pull = f.pull("T", 0, 0, "*");
+    let read = f.fx.reads.pop().unwrap();
+    let (segment, offset) = f.shard.locate(read.position);
+    let mut bytes = f.disk.0[&segment][offset as usize..][..read.len as usize].to_vec();
+    let at = bytes.windows(3).position(|window| window == b"two").unwrap();
+    bytes[at] ^= 1;
+    f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
+    f.collect();
+    assert_eq!(f.pulled(pull).unwrap(), (0, 3, vec![b"one".to_vec(), b"three".to_vec()]));
+    assert!(f.fx.news.iter().any(|news| matches!(news, News::Log { error: true, line } if line.contains("damaged"))));
+}
+
+#[test]
+fn members_of_a_group_are_told_of_each_other() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let heartbeat = |client: &str| HeartbeatData {
+        client_id: client.into(),
+        consumer_data_set: vec![ConsumerData {
+            group_name: "g".into(),
+            subscription_data_set: vec![SubscriptionData::tag_expression("T", "*")],
+            ..ConsumerData::default()
+        }],
+        ..HeartbeatData::default()
+    };
+    let beat = f.request_from(ConnectionId(1), RequestCode::HEART_BEAT, &(), &heartbeat("one").to_json());
+    assert_eq!(f.answer(beat).unwrap().code, 0);
+    f.answers.clear();
+    f.request_from(ConnectionId(2), RequestCode::HEART_BEAT, &(), &heartbeat("two").to_json());
+    let notices = |f: &Fixture| f.answers.iter().filter(|answer| !answer.is_response() && answer.is_oneway()).count();
+    assert_eq!(notices(&f), 2);
+    f.answers.clear();
+    f.request_from(ConnectionId(2), RequestCode::HEART_BEAT, &(), &heartbeat("two").to_json());
+    assert_eq!(notices(&f), 0, "nothing has changed");
+    f.shard.on_closed(ConnectionId(2), &mut f.fx);
+    f.collect();
+    assert_eq!(notices(&f), 1);
+    f.tick(limits::CLIENT_EXPIRY_MS + limits::CLIENT_SCAN_MS);
+    assert!(f.shard.groups.consumer_group("g").is_none());
+}
+
+#[test]
+fn a_deleted_topic_is_gone_and_can_be_made_again() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"before");
+    f.settle();
+    let held = f.pull("T", 1, 10_000, "*");
+    let staged = f.send("T", 0, "", b"staged");
+    let delete = ringmq_protocol::request::DeleteTopicRequest { topic: "T".into() };
+    let delete = f.request(RequestCode::DELETE_TOPIC_IN_BROKER, &delete, &[]);
+    assert_eq!(f.answer(held).unwrap().code, ResponseCode::TOPIC_NOT_EXIST.0);
+    f.settle();
+    assert_eq!((f.sent(staged), f.answer(delete).unwrap().code), (1, 0));
+    let again = f.send("T", 0, "", b"again");
+    f.settle();
+    assert_eq!(f.sent(again), 0);
+    let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
+    let queue = f.shard.known_queue("T", QueueId(0)).unwrap();
+    assert_eq!(f.shard.bounds(queue).1.0, 1);
+    let send = f.send("T", 0, "", b"more");
+    f.settle();
+    assert_eq!(f.sent(send), 1);
+}
+
+#[test]
+fn the_same_events_give_the_same_effects() {
+    let run = || {
+        let mut f = Fixture::new(FlushDiskType::Sync);
+        for i in 0..50 {
+            f.send(&format!("T{}", i % 7), -1, "KEYS\x01k\x02", &[i as u8; 300]);
+            f.pull("T1", 0, 1_000, "*");
+            if i % 4 == 0 {
+                f.settle();
+            }
+            f.tick(100);
+        }
+        f.settle();
+        let answers: Vec<_> = f.answers.iter().map(|answer| format!("{answer:?}")).collect();
+        (answers, f.disk.0)
+    };
+    assert!(run() == run());
+}
