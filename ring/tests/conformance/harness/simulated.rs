@@ -46,6 +46,7 @@ impl Simulated {
             net,
             disk,
             gates: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             clients: Vec::new(),
             playing: Vec::new(),
             kept: Vec::new(),
