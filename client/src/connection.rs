@@ -209,12 +209,18 @@ impl Connection {
             };
             let opaque = self.shared.next_opaque.fetch_add(1, Ordering::Relaxed);
             let (sender, receiver) = oneshot::channel();
-            {
+            let is_lost = {
                 let mut waiting = self.shared.table.waiting();
-                if waiting.lost.is_some() {
-                    return Err(self.lost(call.code));
+                match &waiting.lost {
+                    Some(_) => true,
+                    None => {
+                        waiting.by_opaque.insert(opaque, sender);
+                        false
+                    }
                 }
-                waiting.by_opaque.insert(opaque, sender);
+            };
+            if is_lost {
+                return Err(self.lost(call.code));
             }
             let _entry = Entry { table: &self.shared.table, opaque };
             self.queue(call, opaque, false).await?;
@@ -375,3 +381,6 @@ pub(crate) fn not_supported(request: &RemotingCommand) -> RemotingCommand {
     let code = ResponseCode::REQUEST_CODE_NOT_SUPPORTED;
     RemotingCommand::response(code, request.opaque, Some(remark), &(), Bytes::new())
 }
+
+#[cfg(test)]
+mod tests;

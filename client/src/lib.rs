@@ -45,6 +45,8 @@ mod allocate;
 mod client;
 mod connection;
 mod error;
+#[cfg(test)]
+mod fake;
 mod group;
 mod process_queue;
 mod producer;

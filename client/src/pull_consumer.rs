@@ -532,3 +532,6 @@ async fn fetch(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

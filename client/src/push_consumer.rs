@@ -562,28 +562,32 @@ async fn process(
     inner: Arc<Inner>,
     state: Arc<QueueState>,
     message: MessageExt,
-    mut permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) {
+    let mut permit = Arc::new(permit);
     loop {
         let work = (inner.handler)(restored(&message));
-        // A task of its own, so that a panic ends the handler and nothing else. It carries the permit, so that a
+        // A task of its own, so that a panic ends the handler and nothing else. It shares the permit, so that a
         // handler of a queue that was given up counts as long as it runs.
-        let handled = tokio::spawn(async move { (work.await, permit) }).await;
-        let held = match handled {
-            Ok((ConsumeResult::Success, _permit)) => return state.finished(message.queue_offset),
-            Ok((ConsumeResult::ReconsumeLater, permit)) => Some(permit),
-            Err(panic) => {
-                tracing::error!(%panic, topic = %state.queue.topic, "the handler panicked");
-                None
-            }
-        };
+        let held = permit.clone();
+        let handled = tokio::spawn(async move {
+            let result = work.await;
+            drop(held);
+            result
+        });
+        match handled.await {
+            Ok(ConsumeResult::Success) => return state.finished(message.queue_offset),
+            Ok(ConsumeResult::ReconsumeLater) => {}
+            Err(panic) => tracing::error!(%panic, topic = %state.queue.topic, "the handler panicked"),
+        }
         if inner.send_back(&state.queue, &message).await {
             return state.finished(message.queue_offset);
         }
-        drop(held);
+        drop(permit);
         sleep(LOCAL_RETRY).await;
         permit = match inner.permits.clone().acquire_owned().await {
-            Ok(permit) => permit,
+            Ok(permit) => Arc::new(permit),
+            // The semaphore is never closed.
             Err(_) => return,
         };
     }

@@ -1,0 +1,206 @@
+//! A server for tests: answers every request as a function says.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use ringmq_protocol::body::{Body, BrokerData, ConsumerListBody, HeartbeatData, QueueData, TopicRouteData};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{Codec, FRAME_BYTES_MAX, Fields, RemotingCommand, Value, frame_len};
+use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
+use ringmq_protocol::name::is_retry_topic;
+use ringmq_protocol::properties;
+use ringmq_protocol::request::{OffsetResponse, PullMessageResponse};
+use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::client::lock;
+
+type Answer = Arc<dyn Fn(&RemotingCommand) -> Vec<RemotingCommand> + Send + Sync>;
+
+/// Ends with its value.
+pub(crate) struct FakeServer {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<RemotingCommand>>>,
+    connections: Arc<Mutex<usize>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for FakeServer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl FakeServer {
+    pub(crate) async fn start(
+        answer: impl Fn(&RemotingCommand) -> Vec<RemotingCommand> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let answer: Answer = Arc::new(answer);
+        let (received, connections) = (Arc::new(Mutex::default()), Arc::new(Mutex::new(0)));
+        let (log, count) = (received.clone(), connections.clone());
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                *lock(&count) += 1;
+                tokio::spawn(serve(stream, answer.clone(), log.clone()));
+            }
+        });
+        Self { address, received, connections, accepting }
+    }
+
+    pub(crate) fn address(&self) -> Arc<str> {
+        self.address.to_string().into()
+    }
+
+    pub(crate) fn connections(&self) -> usize {
+        *lock(&self.connections)
+    }
+
+    /// Requests with this code, so far.
+    pub(crate) fn received(&self, code: RequestCode) -> Vec<RemotingCommand> {
+        lock(&self.received).iter().filter(|request| request.code == code.0).cloned().collect()
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: Answer, log: Arc<Mutex<Vec<RemotingCommand>>>) {
+    let mut buffer = BytesMut::new();
+    while stream.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {
+        while let Some(length) = frame_len(&buffer, FRAME_BYTES_MAX).expect("frames") {
+            if length > buffer.len() {
+                break;
+            }
+            let request = RemotingCommand::decode(&buffer.split_to(length).freeze()).expect("a frame");
+            lock(&log).push(request.clone());
+            let mut out = Vec::new();
+            answer(&request).iter().for_each(|response| response.encode(Codec::Json, &mut out));
+            if stream.write_all(&out).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A response to `request`.
+pub(crate) fn respond(
+    request: &RemotingCommand,
+    code: ResponseCode,
+    fields: &dyn Fields,
+    body: impl Into<Bytes>,
+) -> Vec<RemotingCommand> {
+    vec![RemotingCommand::response(code, request.opaque, None, fields, body)]
+}
+
+/// The route of a topic with one queue on each broker.
+pub(crate) fn route_data(brokers: &[(&str, Arc<str>)]) -> TopicRouteData {
+    let broker = |(name, address): &(&str, Arc<str>)| BrokerData {
+        broker_addrs: [(0, address.to_string())].into(),
+        broker_name: name.to_string(),
+        ..BrokerData::default()
+    };
+    let queue = |(name, _): &(&str, Arc<str>)| QueueData {
+        broker_name: name.to_string(),
+        perm: 6,
+        read_queue_nums: 1,
+        write_queue_nums: 1,
+        topic_sys_flag: 0,
+    };
+    TopicRouteData {
+        broker_datas: brokers.iter().map(broker).collect(),
+        queue_datas: brokers.iter().map(queue).collect(),
+        ..TopicRouteData::default()
+    }
+}
+
+/// A name server that gives every topic but retry topics the same route.
+pub(crate) async fn name_server(brokers: &[(&str, Arc<str>)]) -> FakeServer {
+    let route = route_data(brokers).to_json();
+    FakeServer::start(move |request| match request.ext("topic") {
+        Some(topic) if topic.starts_with("Unknown") => {
+            respond(request, ResponseCode::TOPIC_NOT_EXIST, &(), Bytes::new())
+        }
+        _ => respond(request, ResponseCode::SUCCESS, &(), route.clone()),
+    })
+    .await
+}
+
+/// A broker whose topics other than retry topics have these bodies in queue 0, and that holds every pull beyond.
+/// The client that sends heartbeats is the only member of its group, which has no offsets yet.
+pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: ResponseCode) -> FakeServer {
+    let member: Mutex<String> = Mutex::default();
+    FakeServer::start(move |request| {
+        let success =
+            |fields: &dyn Fields, body: Vec<u8>| respond(request, ResponseCode::SUCCESS, fields, body);
+        let is_retry = request.ext("topic").is_some_and(is_retry_topic);
+        let end = if is_retry { 0 } else { bodies.len() };
+        match RequestCode(request.code) {
+            RequestCode::HEART_BEAT => {
+                let heartbeat = HeartbeatData::from_json(&request.body).expect("a heartbeat");
+                *lock(&member) = heartbeat.client_id;
+                success(&(), Vec::new())
+            }
+            RequestCode::GET_CONSUMER_LIST_BY_GROUP => {
+                let consumer_id_list = vec![lock(&member).clone()];
+                success(&(), ConsumerListBody { consumer_id_list }.to_json())
+            }
+            RequestCode::QUERY_CONSUMER_OFFSET => respond(request, ResponseCode::QUERY_NOT_FOUND, &(), ""),
+            RequestCode::GET_MAX_OFFSET => success(&OffsetResponse { offset: end as i64 }, Vec::new()),
+            RequestCode::GET_MIN_OFFSET => success(&OffsetResponse { offset: 0 }, Vec::new()),
+            RequestCode::PULL_MESSAGE => {
+                let from: usize =
+                    request.ext("queueOffset").and_then(|text| text.parse().ok()).expect("an offset");
+                if from >= end {
+                    return Vec::new();
+                }
+                let body =
+                    (from..end).flat_map(|at| record(request.ext("topic").expect("a topic"), at, bodies[at]));
+                let fields = PullMessageResponse {
+                    suggest_which_broker_id: 0,
+                    next_begin_offset: end as i64,
+                    min_offset: 0,
+                    max_offset: end as i64,
+                    offset_delta: None,
+                    topic_sys_flag: None,
+                    group_sys_flag: None,
+                    forbidden_type: None,
+                };
+                success(&fields, body.collect())
+            }
+            RequestCode::CONSUMER_SEND_MSG_BACK => respond(request, send_back, &(), ""),
+            RequestCode::SEND_MESSAGE_V2 => {
+                let fields =
+                    [("msgId", Value::Str("id")), ("queueId", Value::I32(0)), ("queueOffset", Value::I64(0))];
+                success(&fields, Vec::new())
+            }
+            _ if request.is_oneway() => Vec::new(),
+            _ => success(&(), Vec::new()),
+        }
+    })
+    .await
+}
+
+/// A stored message; its body is also its tag.
+fn record(topic: &str, at: usize, body: &str) -> Vec<u8> {
+    let host = SocketAddr::from(([127, 0, 0, 1], 10911));
+    let properties = properties::encode([(properties::names::TAGS, body)]).expect("properties");
+    let parts = MessageParts {
+        topic,
+        queue_id: QueueId(0),
+        flag: 0,
+        sys_flag: SysFlag(0),
+        born_timestamp: BornTimestamp(1),
+        born_host: host,
+        store_host: host,
+        reconsume_times: 0,
+        prepared_transaction_offset: 0,
+        body: body.as_bytes(),
+        properties: &[&properties],
+    };
+    let mut record = vec![0; encoded_len(&parts)];
+    let position = PhysicalOffset(1000 * at as u64);
+    encode_into(&parts, QueueOffset(at as u64), position, StoreTimestamp(2), &mut record);
+    record
+}
