@@ -230,9 +230,19 @@ fn log_config(config: &Config, data: &DataDir, shard: u16) -> Result<LogConfig, 
     Ok(log)
 }
 
+/// Wakes the housekeeping thread when a shard's thread ends, in whichever way: by then its channel is closed.
+struct TellEnd(Arc<Notify>);
+
+impl Drop for TellEnd {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
 /// The life of a shard's thread. What stops it before it serves is told through `told`.
 fn shard_thread(plan: ShardPlan, told: oneshot::Sender<Result<ShardReady, BrokerError>>) {
     let name = plan.broker_name.clone();
+    let _ended = TellEnd(plan.notify.clone());
     match start_shard(plan) {
         Ok((driver, ready)) => {
             let _ = told.send(Ok(ready));
