@@ -199,8 +199,14 @@ impl Life {
     }
 }
 
+/// A hundred lives of each kind in every test run; PROPTEST_CASES asks for more.
+fn lives() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(100);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(lives())]
 
     #[test]
     fn no_crash_loses_or_reorders_what_was_acknowledged(seed in any::<u64>()) {

@@ -24,7 +24,8 @@ pub const DATA_FORMAT: u32 = 1;
 const LOCK_NAME: &str = "lock";
 const METADATA_NAME: &str = "ringmq.json";
 const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
-const ZEROS_BYTES: usize = 1 << 20;
+/// Zeros are written in small pieces: a write through the page cache keeps the log's own writes to the file waiting.
+const ZEROS_BYTES: usize = 128 << 10;
 
 /// What a new data directory becomes; not looked at when the directory exists.
 #[derive(Clone, Copy, Debug)]

@@ -151,6 +151,7 @@ pub struct CommitLog {
     durable: u64,
     /// Everything from the end of the log to here is zeros on disk.
     prepared: u64,
+    prepared_at_start: u64,
     prepare_failed: Option<String>,
     poisoned: Option<String>,
 }
@@ -164,6 +165,8 @@ impl CommitLog {
             panic!("commit log: {text}");
         }
         let end = recovered.end.0;
+        // What lies behind the end may be rests of writes that were never acknowledged: zeros come first.
+        let prepared = round_up(end, u64::from(config.sector_bytes));
         Self {
             tail: Tail::new(config.chunk_bytes as usize, config.tail_bytes, config.tail_bytes_hard_max),
             blocks: recovered.blocks,
@@ -179,8 +182,8 @@ impl CommitLog {
             previous_crc: recovered.previous_crc,
             store_timestamp: recovered.store_timestamp,
             durable: end,
-            // What lies behind the end may be rests of writes that were never acknowledged: zeros come first.
-            prepared: round_up(end, u64::from(config.sector_bytes)),
+            prepared,
+            prepared_at_start: prepared,
             prepare_failed: None,
             poisoned: None,
             config,
@@ -359,8 +362,10 @@ impl CommitLog {
             return None;
         }
         // The first step is short: after a start the first send waits for it.
-        let step = self.config.prepare_step_bytes;
-        let step = if ahead < step / 8 { (step / 8).max(1 << 20) } else { step };
+        let step = match self.prepared == self.prepared_at_start {
+            true => (self.config.prepare_step_bytes / 8).max(1 << 20),
+            false => self.config.prepare_step_bytes,
+        };
         let segment = SegmentBase::of(PhysicalOffset(self.prepared), self.config.segment_bytes);
         let from = self.prepared - segment.0;
         // Steps end at round positions, so that no page of the page cache belongs to two of them.

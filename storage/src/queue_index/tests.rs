@@ -172,7 +172,10 @@ proptest! {
                     }
                 }
                 _ => {
-                    position = (position + gap * 16).next_multiple_of(8);
+                    position += gap * 16;
+                    if position % MIB + 104 > MIB {
+                        position = position.next_multiple_of(MIB); // blocks do not cross segments
+                    }
                     time += wait;
                     blocks.push(BlockSpan { start: PhysicalOffset(position), len: 104 }, StoreTimestamp(time));
                     let entry = entry(position + 48);
