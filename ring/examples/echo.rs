@@ -13,8 +13,9 @@ use bytes::{Bytes, BytesMut};
 use ringmq_ring::{Config, Op, Outcome, Ring, Socket, Uring, pin_current_thread};
 
 const USAGE: &str = "\
-echo serve  [--listen 127.0.0.1:7001] [--request BYTES|prefixed] [--reply BYTES] [--core N] [--incremental]
+echo serve  [--listen 127.0.0.1:7001] [--request BYTES|prefixed] [--reply BYTES] [--core N] [--whole-buffers]
             answers each request with --reply bytes (default 100), or with itself if --reply is 0;
+            --whole-buffers receives without incremental consumption;
             a request has a fixed number of bytes (default 200), or a length of 4 bytes (big-endian, of what follows)
 echo client [--connect 127.0.0.1:7001] [--request BYTES] [--reply BYTES] [--connections N] [--depth N] [--seconds S] [--core N]
             keeps --depth requests of fixed size in flight on each of --connections connections
@@ -45,11 +46,11 @@ impl Options {
             depth: 16,
             seconds: 5,
             core: None,
-            incremental: false,
+            incremental: true,
         };
         while let Some(name) = args.next() {
-            if name == "--incremental" {
-                options.incremental = true;
+            if name == "--whole-buffers" {
+                options.incremental = false;
                 continue;
             }
             let value = args.next().ok_or_else(|| format!("{name} needs a value\n\n{USAGE}"))?;

@@ -21,7 +21,8 @@
 //! R5  Operations on files have no order among them. Who needs one waits for the completion.
 //! R6  Nothing here waits but [`Ring::turn`], nothing blocks but the few calls that say so.
 //!
-//! `unsafe` is allowed only in the modules that talk to the kernel: `uring`, `buffers`, `socket`, `file`, `setup`.
+//! `unsafe` is allowed only in the modules that talk to the kernel: `uring` with its `work`, `buffers`, `socket`, `file`
+//! and `setup`. The process must ignore SIGPIPE, as every Rust program does unless told otherwise.
 
 #![deny(unsafe_code, unsafe_op_in_unsafe_fn)]
 

@@ -17,7 +17,8 @@ pub struct Config {
     /// A power of two up to 32768. Times `recv_buffer_bytes` it should stay within the L2 cache of a core.
     pub recv_buffer_count: u16,
     pub recv_buffer_bytes: u32,
-    /// Let the kernel fill a receive buffer piece by piece (Linux 6.12 or later; without effect before).
+    /// Let the kernel fill a receive buffer piece by piece, so that a small receive does not use up a whole one: about a
+    /// tenth less CPU. Linux 6.12 or later; without effect before.
     pub recv_incremental: bool,
     /// `SendFile`s that can be under way at the same time; the others wait for their turn. Each holds a pipe, that is
     /// two file descriptors.
@@ -32,7 +33,7 @@ impl Default for Config {
             entries: 256,
             recv_buffer_count: 32,
             recv_buffer_bytes: 16 << 10,
-            recv_incremental: false,
+            recv_incremental: true,
             pipes_max: 256,
             kernel_workers_max: 4,
         }

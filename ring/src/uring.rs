@@ -324,9 +324,8 @@ impl Uring {
             Ok(_) => Ok(true),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME) => Ok(false),
-                Some(libc::EINTR) => Ok(true),
-                // Too many completions are waiting for us, or memory is short: collect, then go on.
-                Some(libc::EBUSY | libc::EAGAIN) if !cq.is_empty() || !wait => Ok(true),
+                // EBUSY and EAGAIN: too many completions wait for us, or memory is short. Collect, then go on.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(true),
                 _ => Err(error),
             },
         }
@@ -686,3 +685,6 @@ impl Ring for Uring {
         self.wake.waker()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,9 @@
 //! S2  Events of one instant happen in the order in which they were scheduled.
 //! S3  Time moves only in `turn`, and never beyond its deadline.
 //!
+//! Where the real ring starts an operation at the next turn, this one starts it when it is submitted: a crash in
+//! between finds it in flight.
+//!
 //! One [`SimRing`] is one shard's world. Several are run in lockstep: call `turn` on each with a deadline that is the
 //! least [`SimNet::next_event`] of all.
 
