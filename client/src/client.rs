@@ -29,7 +29,7 @@ use ringmq_protocol::request::{
 };
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
 
 use crate::connection::{self, Call, Connection, ConnectionConfig, ServerRequests};
 use crate::error::{ConfigError, RequestError, RouteError};
@@ -41,6 +41,8 @@ pub(crate) const NEW_TOPIC_QUEUES: u32 = 4;
 const DERIVED_ROUTE_AGE_MAX: Duration = Duration::from_secs(1);
 /// A route that no name server knows any more is kept for so long: its brokers may only be restarting.
 const ROUTE_KEPT: Duration = Duration::from_secs(300);
+/// How long a shutdown waits for what is queued on a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -231,9 +233,15 @@ impl Client {
         }
         let slots = std::mem::take(&mut *lock(&self.inner.slots));
         for slot in slots.into_values() {
-            let connection = slot.state.lock().await.connection.take();
-            if let Some(connection) = connection {
-                connection.close().await;
+            let close = async {
+                let connection = slot.state.lock().await.connection.take();
+                if let Some(connection) = connection {
+                    connection.close().await;
+                }
+            };
+            // A server that does not read must not keep us.
+            if timeout(CLOSE_TIMEOUT, close).await.is_err() {
+                tracing::debug!("a connection was left to the operating system");
             }
         }
     }

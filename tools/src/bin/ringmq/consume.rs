@@ -29,6 +29,7 @@ const BATCH_MESSAGES: u16 = 1024;
 /// killed, is printed again. Without --group everything is read from --from, and nothing is stored.
 #[derive(Args)]
 pub(crate) struct ConsumeArguments {
+    /// What to consume
     topic: String,
     /// Consumer group whose offsets are used and stored
     #[arg(long)]

@@ -46,6 +46,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// was lost.
 #[derive(Args)]
 pub(crate) struct SendArguments {
+    /// Where to send; a topic that does not exist is made by the brokers, if they may
     topic: String,
     /// The message; without it, each line of standard input is one
     body: Option<OsString>,

@@ -32,6 +32,7 @@ pub(crate) enum TopicCommand {
 
 #[derive(Args)]
 pub(crate) struct CreateArguments {
+    /// 1 to 127 characters of a-z A-Z 0-9 _ - % |
     topic: String,
     /// Queues on each broker
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
