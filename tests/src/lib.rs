@@ -5,6 +5,7 @@
 //!   broker     a broker process: start, kill -9, stop, restart
 //!   raw        frames on a plain socket, for what no well-behaved client would send
 //!   process    what /proc tells of a process
+//!   crash      kill -9 and power cuts under load, with a checker of its own (`--bin crash`)
 //!
 //! Nothing here sleeps to wait for something: it waits for a line, a frame or an end, with a deadline that only a
 //! broken broker reaches.
@@ -12,6 +13,7 @@
 
 pub mod binaries;
 pub mod broker;
+pub mod crash;
 pub mod ports;
 pub mod process;
 pub mod raw;
