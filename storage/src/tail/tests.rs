@@ -87,6 +87,7 @@ fn blocks_that_are_not_durable_stay() {
     let mut start = 0;
     while push(&mut tail, start, 0, 0).is_ok() {
         start += 4096;
+        assert!(start <= 4 * CHUNK as u64, "it makes room that it does not have");
     }
     assert_eq!(tail.start(), Some(PhysicalOffset(0)));
     assert!(tail.get(PhysicalOffset(0), 4096).is_some());
