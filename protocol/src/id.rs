@@ -26,12 +26,28 @@ pub enum IdError {
     Port(u32),
 }
 
-/// Writes bytes as upper-case hex.
-struct Hex<'a>(&'a [u8]);
+/// Upper-case hex digits of up to 28 bytes, put together without a formatter: a broker makes one id a message.
+struct HexText {
+    digits: [u8; 56],
+    len: usize,
+}
 
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
+impl HexText {
+    fn new() -> Self {
+        Self { digits: [0; 56], len: 0 }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+        for byte in bytes {
+            self.digits[self.len] = DIGITS[usize::from(byte >> 4)];
+            self.digits[self.len + 1] = DIGITS[usize::from(byte & 15)];
+            self.len += 2;
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.digits[..self.len]).expect("hex digits are ASCII")
     }
 }
 
@@ -50,8 +66,11 @@ fn octets(ip: IpAddr) -> ([u8; 16], usize) {
 impl fmt::Display for OffsetMessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (octets, len) = octets(self.store_host.ip());
-        let port = u32::from(self.store_host.port());
-        write!(f, "{}{port:08X}{:016X}", Hex(&octets[..len]), self.physical_offset.0)
+        let mut text = HexText::new();
+        text.push(&octets[..len]);
+        text.push(&u32::from(self.store_host.port()).to_be_bytes());
+        text.push(&self.physical_offset.0.to_be_bytes());
+        f.pad(text.as_str())
     }
 }
 
@@ -111,8 +130,13 @@ impl UniqueKeys {
         self.counter = self.counter.wrapping_add(1);
         // A month has fewer than 2^32 milliseconds.
         let in_month = (now_ms - month_start_ms(now_ms)) as u32;
-        let ip = Hex(&self.octets[..self.octets_len]);
-        format!("{ip}{:04X}{:08X}{in_month:08X}{:04X}", self.process_id, self.salt, self.counter)
+        let mut text = HexText::new();
+        text.push(&self.octets[..self.octets_len]);
+        text.push(&self.process_id.to_be_bytes());
+        text.push(&self.salt.to_be_bytes());
+        text.push(&in_month.to_be_bytes());
+        text.push(&self.counter.to_be_bytes());
+        text.as_str().to_owned()
     }
 }
 

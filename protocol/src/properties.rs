@@ -70,7 +70,8 @@ impl<'a> Properties<'a> {
         self.0
     }
 
-    fn raw(&self) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+    /// All pairs as bytes, for who looks for a few names among many messages.
+    pub fn raw(&self) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         self.0.split(|byte| *byte == PROPERTY_SEPARATOR).filter_map(|pair| {
             let middle = pair.iter().position(|byte| *byte == NAME_VALUE_SEPARATOR)?;
             let (name, value) = (&pair[..middle], &pair[middle + 1..]);

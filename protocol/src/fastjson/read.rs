@@ -103,10 +103,10 @@ impl Number {
     fn of(text: &str) -> Option<Self> {
         let signed = text.parse().map(Self::Signed);
         let number = signed.or_else(|_| text.parse().map(Self::Unsigned)).ok();
-        // Words like "inf" are no numbers here.
+        // Words like "inf" are no numbers here, and nothing too large for one is.
         let is_numeric =
             text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
-        number.or_else(|| text.parse().ok().filter(|_| is_numeric).map(Self::Float))
+        number.or_else(|| text.parse().ok().filter(|n: &f64| is_numeric && n.is_finite()).map(Self::Float))
     }
 
     fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {

@@ -134,6 +134,7 @@ fn what_is_nothing_is_refused() {
     }
     assert!(from_slice::<i32>(b"2147483648").is_err());
     assert!(from_slice::<i32>(b"\"inf\"").is_err());
+    assert!(from_slice::<f64>(b"1e999").is_err());
     assert!(from_slice::<bool>(b"2").is_err());
     assert_eq!(from_slice::<Value>(&[b'"', 0xFF, b'"']), Err(JsonError::NotUtf8));
     assert_eq!(
