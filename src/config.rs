@@ -125,7 +125,11 @@ fn read_file(path: &Path) -> Result<Settings, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError(format!("cannot read the configuration {}: {error}", path.display())))?;
     toml::from_str(&text).map_err(|error| {
-        ConfigError(format!("configuration {}: {}", path.display(), error.to_string().trim_end()))
+        // One line; the library's own text draws a picture.
+        let line =
+            1 + text.bytes().take(error.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count();
+        let problem = error.message().lines().collect::<Vec<_>>().join(", ");
+        ConfigError(format!("configuration {}, line {line}: {problem}", path.display()))
     })
 }
 

@@ -391,18 +391,19 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn of(sent: &'a [u8]) -> Self {
         let mut scan = Scan::default();
-        for (name, value) in Properties::new(sent).iter() {
+        for (name, value) in Properties::new(sent).raw() {
+            let text = || std::str::from_utf8(value).unwrap_or_default();
             match name {
-                names::TAGS => scan.tags = value,
-                names::UNIQ_KEY => scan.unique_key = value,
-                names::POP_CK => scan.has_receipt = true,
-                names::DELAY_TIME_LEVEL if !matches!(value, "0" | "-1") => {
+                b"TAGS" => scan.tags = text(),
+                b"UNIQ_KEY" => scan.unique_key = text(),
+                b"POP_CK" => scan.has_receipt = true,
+                b"DELAY" if value != b"0" && value != b"-1" => {
                     scan.unsupported = Some("delayed messages (property DELAY)");
                 }
-                names::TIMER_DELAY_SEC | names::TIMER_DELAY_MS | names::TIMER_DELIVER_MS => {
+                b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" | b"TIMER_DELIVER_MS" => {
                     scan.unsupported = Some("timed messages (properties TIMER_*)");
                 }
-                names::TRANSACTION_PREPARED => scan.is_transaction = value.eq_ignore_ascii_case("true"),
+                b"TRAN_MSG" => scan.is_transaction = value.eq_ignore_ascii_case(b"true"),
                 _ => {}
             }
         }
