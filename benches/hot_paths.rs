@@ -96,7 +96,9 @@ fn send_frame(codec: Codec, topic: &str, batch: bool, body: &[u8]) -> Vec<u8> {
 fn batch_body(count: usize, bytes: usize) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..count {
-        BatchEntry { flag: 0, body: &vec![7; bytes], properties: b"TAGS\x01TagA\x02" }.encode(&mut out).unwrap();
+        BatchEntry { flag: 0, body: &vec![7; bytes], properties: b"TAGS\x01TagA\x02" }
+            .encode(&mut out)
+            .unwrap();
     }
     out
 }

@@ -13,6 +13,7 @@ use ringmq_ring::{Access, Config as RingConfig, Listener, OpenMode, Ring, SetupE
 use ringmq_storage::{
     DataDir, FsStore, LogConfig, NewDataDir, OpenError, RecoverError, RecoveryReport, Wanted,
 };
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ const VIP_PORT_OFFSET: u16 = 2;
 const CHANNEL_MESSAGES_MAX: usize = 4096;
 /// A killed process's sockets can outlive it by a moment.
 const BIND_PATIENCE: Duration = Duration::from_millis(500);
+/// So can its writes, and with them its lock on the data directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a broker does not start, or stops by itself; one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,7 @@ struct ShardPlan {
     /// A file of the data directory that exists.
     metadata_path: PathBuf,
     store: FsStore,
+    lock: File,
     inbox: Receiver<ToShard>,
     outbox: Sender<FromShard>,
     notify: Arc<Notify>,
@@ -114,7 +118,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
         log_id: random(),
     };
     let wanted = Wanted { shards: config.shards, segment_bytes: config.segment_bytes };
-    let data = DataDir::open(&config.data, new, wanted)?;
+    let data = open_data(&config.data, new, wanted)?;
     let notify = Arc::new(Notify::new());
 
     let (mut links, mut ready, mut threads) = (Vec::new(), Vec::new(), Vec::new());
@@ -138,6 +142,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
             directory: data.shard_dir(index),
             metadata_path: data.metadata_path(),
             store: data.store(index),
+            lock: data.lock_file().try_clone().map_err(BrokerError::Thread)?,
             inbox,
             outbox,
             notify: notify.clone(),
@@ -203,6 +208,19 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
     Ok(())
 }
 
+/// Opens the data directory. A broker that was just killed holds it until its last write has ended.
+fn open_data(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<DataDir, OpenError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match DataDir::open(root, new, wanted) {
+            Err(OpenError::Locked { .. }) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(5))
+            }
+            result => return result,
+        }
+    }
+}
+
 fn shard_address(first: SocketAddr, index: u16) -> Result<SocketAddr, BrokerError> {
     if first.port() == 0 {
         return Ok(first);
@@ -261,6 +279,7 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
         tracing::warn!("{}: cannot be pinned to core {}: {error}", plan.broker_name, plan.core);
     }
     let mut ring = Uring::new(RingConfig::default())?;
+    ring.hold_open(&plan.lock).map_err(BrokerError::Thread)?;
     let (listener, listen) = bind(&mut ring, plan.listen)?;
     let mut listeners = vec![listener];
     if let Some(vip) = plan.listen.port().checked_sub(VIP_PORT_OFFSET).filter(|_| plan.listen.port() != 0) {

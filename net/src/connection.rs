@@ -22,6 +22,7 @@ pub struct Connection {
     in_flight_bytes: usize,
     active_nanos: u64,
     partial_since_nanos: Option<u64>,
+    sending_since_nanos: Option<u64>,
 }
 
 impl Connection {
@@ -33,6 +34,7 @@ impl Connection {
             in_flight_bytes: 0,
             active_nanos: now_nanos,
             partial_since_nanos: None,
+            sending_since_nanos: None,
         }
     }
 
@@ -71,17 +73,19 @@ impl Connection {
     }
 
     /// The next send, if there is something to say and none is in flight.
-    pub fn next_send(&mut self) -> Option<Vec<Bytes>> {
+    pub fn next_send(&mut self, now_nanos: u64) -> Option<Vec<Bytes>> {
         if self.in_flight_bytes > 0 || self.outbox.bytes() == 0 {
             return None;
         }
         self.in_flight_bytes = self.outbox.bytes();
+        self.sending_since_nanos = Some(now_nanos);
         Some(self.outbox.take())
     }
 
     /// The send in flight has ended.
     pub fn on_sent(&mut self, now_nanos: u64) {
         self.in_flight_bytes = 0;
+        self.sending_since_nanos = None;
         self.active_nanos = now_nanos;
     }
 
@@ -118,14 +122,17 @@ mod tests {
     #[test]
     fn one_send_is_in_flight_at_a_time() {
         let mut connection = connection();
-        assert!(connection.next_send().is_none());
+        assert!(connection.next_send(0).is_none());
         connection.push(b"one", []);
-        assert_eq!(connection.next_send().unwrap().concat(), b"one");
+        assert_eq!(connection.next_send(1).unwrap().concat(), b"one");
         connection.push(b"two", [Bytes::from_static(b"three")]);
-        assert!(connection.next_send().is_none());
+        assert!(connection.next_send(2).is_none());
         assert_eq!(connection.unsent_bytes(), 11);
         connection.on_sent(5);
-        assert_eq!(connection.next_send().unwrap().concat(), b"twothree");
+        assert_eq!(connection.next_send(6).unwrap().concat(), b"twothree");
+        let limits = Limits { send_nanos_max: 10, ..Limits::default() };
+        assert_eq!(connection.check(&limits, 16), Verdict::Keep);
+        assert!(matches!(connection.check(&limits, 17), Verdict::Close(_)));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Limits {
     pub idle_nanos_max: u64,
     /// A frame must be complete this long after its first byte.
     pub frame_nanos_max: u64,
+    /// A peer must take the bytes of one send within this long: what is being sent cannot be reused before.
+    pub send_nanos_max: u64,
     /// Open connections of one shard.
     pub connection_count_max: usize,
 }
@@ -22,6 +24,7 @@ impl Default for Limits {
             unsent_bytes_max: 64 << 20,
             idle_nanos_max: 120 * 1_000_000_000,
             frame_nanos_max: 60 * 1_000_000_000,
+            send_nanos_max: 20 * 1_000_000_000,
             connection_count_max: 20_000,
         }
     }

@@ -110,6 +110,12 @@ impl Uring {
         Ok(uring)
     }
 
+    /// Keeps a file open, and with it its `flock`, until the kernel has ended the last operation of this ring: a killed
+    /// process's writes can land for a moment after it is gone, and nobody else should be writing by then. Once a ring.
+    pub fn hold_open(&self, file: &std::fs::File) -> io::Result<()> {
+        self.ring.submitter().register_files(&[file.as_raw_fd()])
+    }
+
     fn insert(&mut self, tag: u64, work: Work) -> Slot {
         self.ops.insert(Running { tag, in_kernel: false, work })
     }

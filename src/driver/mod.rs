@@ -379,7 +379,7 @@ impl<R: Ring> Driver<R> {
         self.tell_backstage();
     }
 
-    fn send_replies(&mut self, _now: Now) {
+    fn send_replies(&mut self, now: Now) {
         let (connections, dirty) = (&mut self.connections, &mut self.dirty);
         self.effects.replies.drain(|id, head, body: Vec<Bytes>| {
             if let Some(open) = find(connections, id) {
@@ -391,7 +391,7 @@ impl<R: Ring> Driver<R> {
         for slot in std::mem::take(&mut self.dirty) {
             let Some(open) = self.connections[slot].as_mut().filter(|open| !open.closing) else { continue };
             open.dirty = false;
-            if let Some(parts) = open.connection.next_send() {
+            if let Some(parts) = open.connection.next_send(now.monotonic.0) {
                 self.ring.submit(tag(Kind::Send, open.id.0), Op::Send { socket: open.socket, parts });
             }
             let unsent = open.connection.unsent_bytes();

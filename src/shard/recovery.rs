@@ -104,10 +104,10 @@ impl State {
             Record::Message { position, message } => (position, self.apply_message(position, &message)),
             Record::Metadata { position, kind, body, .. } => (position, self.apply_setting(kind, body)),
         };
-        if let Err(problem) = applied {
-            if self.problems.len() < PROBLEMS_MAX {
-                self.problems.push(format!("record at {position}: {problem}"));
-            }
+        if let Err(problem) = applied
+            && self.problems.len() < PROBLEMS_MAX
+        {
+            self.problems.push(format!("record at {position}: {problem}"));
         }
     }
 

@@ -93,7 +93,13 @@ impl Fixture {
         self.request_from(CONNECTION, code, fields, body)
     }
 
-    fn request_from(&mut self, from: ConnectionId, code: RequestCode, fields: &dyn Fields, body: &[u8]) -> Opaque {
+    fn request_from(
+        &mut self,
+        from: ConnectionId,
+        code: RequestCode,
+        fields: &dyn Fields,
+        body: &[u8],
+    ) -> Opaque {
         self.opaque += 1;
         let mut command = RemotingCommand::request(code, fields, Bytes::copy_from_slice(body));
         command.opaque = Opaque(self.opaque);
@@ -164,7 +170,14 @@ impl Fixture {
         self.pull_from(CONNECTION, topic, from, hold_ms, expression)
     }
 
-    fn pull_from(&mut self, by: ConnectionId, topic: &str, from: i64, hold_ms: i64, expression: &str) -> Opaque {
+    fn pull_from(
+        &mut self,
+        by: ConnectionId,
+        topic: &str,
+        from: i64,
+        hold_ms: i64,
+        expression: &str,
+    ) -> Opaque {
         let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
         let pull = PullMessageRequest {
             consumer_group: "g".into(),
@@ -280,7 +293,9 @@ fn a_batch_is_consecutive_messages_of_one_queue() {
     let mut f = Fixture::new(FlushDiskType::Sync);
     let mut body = Vec::new();
     for text in ["a", "bb", "ccc"] {
-        BatchEntry { flag: 0, body: text.as_bytes(), properties: b"TAGS\x01x\x02" }.encode(&mut body).unwrap();
+        BatchEntry { flag: 0, body: text.as_bytes(), properties: b"TAGS\x01x\x02" }
+            .encode(&mut body)
+            .unwrap();
     }
     let send = f.request(RequestCode::SEND_MESSAGE, &send_request("T", 0, "", true), &body);
     f.settle();
@@ -408,7 +423,12 @@ fn everything_that_was_acknowledged_is_there_after_a_restart() {
     assert_eq!(f.answer(create).unwrap().code, 0);
 
     let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
-    assert!(f.shard.topic_configs().iter().any(|config| config.topic_name == "Made" && config.read_queue_nums == 3));
+    assert!(
+        f.shard
+            .topic_configs()
+            .iter()
+            .any(|config| config.topic_name == "Made" && config.read_queue_nums == 3)
+    );
     let query = QueryConsumerOffsetRequest {
         consumer_group: "g".into(),
         topic: "T".into(),
@@ -456,7 +476,11 @@ fn a_damaged_block_costs_its_messages_and_is_reported() {
     f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
     f.collect();
     assert_eq!(f.pulled(pull).unwrap(), (0, 3, vec![b"one".to_vec(), b"three".to_vec()]));
-    assert!(f.fx.news.iter().any(|news| matches!(news, News::Log { error: true, line } if line.contains("damaged"))));
+    assert!(
+        f.fx.news
+            .iter()
+            .any(|news| matches!(news, News::Log { error: true, line } if line.contains("damaged")))
+    );
 }
 
 #[test]
@@ -475,7 +499,8 @@ fn members_of_a_group_are_told_of_each_other() {
     assert_eq!(f.answer(beat).unwrap().code, 0);
     f.answers.clear();
     f.request_from(ConnectionId(2), RequestCode::HEART_BEAT, &(), &heartbeat("two").to_json());
-    let notices = |f: &Fixture| f.answers.iter().filter(|answer| !answer.is_response() && answer.is_oneway()).count();
+    let notices =
+        |f: &Fixture| f.answers.iter().filter(|answer| !answer.is_response() && answer.is_oneway()).count();
     assert_eq!(notices(&f), 2);
     f.answers.clear();
     f.request_from(ConnectionId(2), RequestCode::HEART_BEAT, &(), &heartbeat("two").to_json());
