@@ -99,11 +99,13 @@ impl Connection {
         if now_nanos.saturating_sub(self.active_nanos) > limits.idle_nanos_max {
             return Verdict::Close("no byte in either direction for longer than the idle limit");
         }
-        if self
-            .partial_since_nanos
-            .is_some_and(|since| now_nanos.saturating_sub(since) > limits.frame_nanos_max)
-        {
+        let is_overdue =
+            |since: Option<u64>, max| since.is_some_and(|since| now_nanos.saturating_sub(since) > max);
+        if is_overdue(self.partial_since_nanos, limits.frame_nanos_max) {
             return Verdict::Close("a frame was not completed in time");
+        }
+        if is_overdue(self.sending_since_nanos, limits.send_nanos_max) {
+            return Verdict::Close("it did not take what was sent to it in time");
         }
         self.reader.shrink();
         self.outbox.shrink();

@@ -1,1 +1,24 @@
+//! A whole shard, its driver, disk, network and clients in one thread, from a seed.
+//!
+//!   world       the run: lives of a broker, each with its faults and its end, and the audit behind the last one
+//!   ring        what the driver takes for its ring: watched, hurried, troubled
+//!   backstage   the files, and the housekeeping thread with its delays
+//!   client      producers, consumers and an administrator, who speak real frames (wire)
+//!   checker     what must hold of all that the clients saw
+//!
+//! The product's code is the real one, from the bytes of a frame to the bytes of the disk: `Driver`, `Shard`,
+//! `CommitLog` and recovery know nothing of this crate.
+#![forbid(unsafe_code)]
 
+mod admin;
+mod backstage;
+pub mod checker;
+mod client;
+mod consumer;
+mod producer;
+mod ring;
+mod wire;
+mod world;
+
+pub use ring::Planted;
+pub use world::{Coverage, Options, Outcome, run};

@@ -1,4 +1,13 @@
 //! End to end: real processes, real sockets, the client library and the command line as people use them.
 #![forbid(unsafe_code)]
 
+mod bad_input;
+mod house_rules;
+mod idle;
+mod long_polling;
+mod real_input;
+mod requests;
+mod slow_reader;
 mod smoke;
+mod startup;
+mod survival;

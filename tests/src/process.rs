@@ -4,8 +4,17 @@ use std::fs;
 
 /// Resident memory, in bytes.
 pub fn resident_bytes(pid: u32) -> u64 {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most resident memory there has been, in bytes.
+pub fn peak_resident_bytes(pid: u32) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line VmRSS");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line of that name");
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
     kib << 10
 }
