@@ -20,7 +20,7 @@ use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
 use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
 use ringmq_protocol::types::{
-    BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode,
+    BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
 };
 use ringmq_storage::{AppendError, BlockSeq, Entry, LogWrite, QueueIx, WriteError};
 use std::borrow::Cow;
@@ -69,6 +69,9 @@ impl Shard {
     /// 1. A send has arrived: codes 10, 310 and 320.
     pub(super) fn on_send(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let send = SendMessageRequest::decode(request.code(), &request.header.ext)?;
+        if SysFlag(send.sys_flag).transaction() != TransactionKind::None {
+            return Err(Refusal::no_transactions());
+        }
         let target = self.admit(&send)?;
         if send.batch {
             self.stage_batch(request, &send, target, fx)
@@ -366,6 +369,11 @@ impl Refusal {
         Refusal::new(ResponseCode::MESSAGE_ILLEGAL, problem.to_string())
     }
 
+    fn no_transactions() -> Refusal {
+        let remark = "the broker's sending transaction message is forbidden: this version of RingMQ has no transactions";
+        Refusal::new(ResponseCode::NO_PERMISSION, remark)
+    }
+
     pub(super) fn of_append(error: AppendError) -> Refusal {
         let code = match error {
             AppendError::Busy { .. } => ResponseCode::SYSTEM_BUSY,
@@ -413,8 +421,7 @@ impl<'a> Scan<'a> {
     /// What this broker cannot do yet is refused, never done differently.
     fn refuse_unsupported(&self) -> Result<(), Refusal> {
         if self.is_transaction {
-            let remark = "the broker's sending transaction message is forbidden: this version of RingMQ has no transactions";
-            return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
+            return Err(Refusal::no_transactions());
         }
         match self.unsupported {
             Some(what) => {
