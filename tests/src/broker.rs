@@ -266,10 +266,17 @@ pub fn wait(child: &mut Child, patience: Duration) -> ExitStatus {
 /// If it goes on running.
 pub fn fail_to_start(arguments: &[&str]) -> Output {
     let mut command = Command::new(binaries::binary("ringmq-broker"));
-    command.args(arguments).env_remove("RUST_LOG");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the broker can be run");
-    // What it prints fits into a pipe.
+    command.args(arguments);
+    run_to_its_end(command)
+}
+
+/// Runs a command that ends by itself, and prints no more than fits into a pipe.
+///
+/// # Panics
+/// If it goes on running.
+pub fn run_to_its_end(mut command: Command) -> Output {
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command can be run");
     wait(&mut child, PATIENCE);
     child.wait_with_output().expect("it has ended")
 }
