@@ -1,0 +1,140 @@
+//! The administrator: makes the topics, and makes, fills and deletes one over and over.
+
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::RemotingCommand;
+use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, PullMessageRequest, pull_flag};
+use ringmq_ring::sim::Random;
+
+use crate::checker::TopicId;
+use crate::client::{Asked, Context, Topic, TopicState};
+use crate::producer::{Producer, on_send_answer};
+use crate::wire::Wire;
+
+/// Number of the producer that fills the topics to be deleted.
+const PRODUCER: u32 = 100;
+
+pub(crate) struct Admin {
+    producer: Producer,
+    next_at: u64,
+    /// Sends that the topic to be deleted is still to get.
+    sends_left: u64,
+    scratches: u32,
+}
+
+impl Admin {
+    pub(crate) fn new(random: &mut Random) -> Admin {
+        Admin { producer: Producer::new(PRODUCER, random), next_at: 0, sends_left: 0, scratches: 0 }
+    }
+
+    pub(crate) fn next_at(&self) -> u64 {
+        self.next_at
+    }
+
+    pub(crate) fn on_connected(&mut self, ctx: &mut Context<'_>) {
+        for topic in ctx.topics.iter_mut().filter(|topic| topic.state == TopicState::Deleting) {
+            topic.state = TopicState::Unknown;
+        }
+    }
+
+    pub(crate) fn act(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>) {
+        if ctx.now < self.next_at || wire.outstanding() > 8 {
+            return;
+        }
+        self.next_at = ctx.now + ctx.random.between(100_000, 20_000_000);
+        let wanted = ctx.topics.iter().find(|topic| topic.state == TopicState::Wanted).cloned();
+        if let Some(topic) = wanted {
+            return create(wire, ctx.now, &topic);
+        }
+        let last = ctx.topics.iter().rfind(|topic| topic.is_scratch).cloned();
+        match last {
+            Some(topic) if topic.state == TopicState::Ready && self.sends_left > 0 => {
+                self.sends_left -= 1;
+                self.producer.send(wire, ctx, topic.id, Some(0), self.sends_left as usize % 3);
+            }
+            Some(topic) if topic.state == TopicState::Ready => {
+                wait_at(wire, ctx, &topic);
+                ctx.checker.forsake(topic.id);
+                ctx.topics[topic.id.0].state = TopicState::Deleting;
+                let request = DeleteTopicRequest { topic: topic.name.into() };
+                let asked = Asked::DeleteTopic(topic.id);
+                wire.ask(ctx.now, RequestCode::DELETE_TOPIC_IN_BROKER, &request, Vec::new(), asked);
+            }
+            Some(topic) if topic.state == TopicState::Deleting => {}
+            // A name is used again once it is surely free.
+            Some(topic) if topic.state == TopicState::Deleted && ctx.random.chance(50) => {
+                self.add_scratch(ctx, topic.name);
+            }
+            _ => {
+                self.scratches += 1;
+                self.add_scratch(ctx, format!("scratch-{}", self.scratches));
+            }
+        }
+    }
+
+    fn add_scratch(&mut self, ctx: &mut Context<'_>, name: String) {
+        self.sends_left = ctx.random.below(6);
+        let id = TopicId(ctx.topics.len());
+        ctx.topics.push(Topic { id, name, queues: 1, state: TopicState::Wanted, is_scratch: true });
+    }
+
+    pub(crate) fn on_answer(&mut self, asked: Asked, answer: &RemotingCommand, ctx: &mut Context<'_>) {
+        let is_ok = answer.code == ResponseCode::SUCCESS.0;
+        match asked {
+            Asked::CreateTopic(id) if is_ok => {
+                if ctx.topics[id.0].state == TopicState::Wanted {
+                    ctx.topics[id.0].state = TopicState::Ready;
+                }
+            }
+            Asked::DeleteTopic(id) if is_ok => ctx.topics[id.0].state = TopicState::Deleted,
+            Asked::CreateTopic(_) | Asked::DeleteTopic(_) => {
+                if let Asked::DeleteTopic(id) = asked {
+                    ctx.topics[id.0].state = TopicState::Unknown;
+                }
+                if !ctx.may_refuse_write(answer) {
+                    ctx.unexpected("creation or deletion of a topic", answer);
+                }
+            }
+            Asked::Send(sending) => on_send_answer(sending, answer, ctx),
+            Asked::PullScratch => {}
+            other => unreachable!("administrators do not ask {other:?}"),
+        }
+    }
+}
+
+fn create(wire: &mut Wire<Asked>, now: u64, topic: &Topic) {
+    let request = CreateTopicRequest {
+        topic: topic.name.clone().into(),
+        default_topic: "TBW102".into(),
+        read_queue_nums: topic.queues as i32,
+        write_queue_nums: topic.queues as i32,
+        perm: 6,
+        topic_filter_type: "SINGLE_TAG".into(),
+        topic_sys_flag: None,
+        order: false,
+        attributes: None,
+        force: false,
+    };
+    let asked = Asked::CreateTopic(topic.id);
+    wire.ask(now, RequestCode::UPDATE_AND_CREATE_TOPIC, &request, Vec::new(), asked);
+}
+
+/// Leaves a pull at the end of a queue that is about to go: it has to be answered all the same.
+fn wait_at(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, topic: &Topic) {
+    let request = PullMessageRequest {
+        consumer_group: "waiting".into(),
+        topic: topic.name.clone().into(),
+        queue_id: 0,
+        queue_offset: ctx.random.below(8) as i64,
+        max_msg_nums: 32,
+        sys_flag: pull_flag::SUSPEND | pull_flag::SUBSCRIPTION,
+        commit_offset: 0,
+        suspend_timeout_millis: 15_000,
+        subscription: Some("*".into()),
+        sub_version: 0,
+        expression_type: None,
+        max_msg_bytes: None,
+        request_source: None,
+        proxy_forward_client_id: None,
+    };
+    wire.ask(ctx.now, RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::PullScratch);
+}

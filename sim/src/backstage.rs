@@ -1,0 +1,182 @@
+//! What stands beside a simulated shard: its files, for recovery, and the housekeeping thread, with its delays.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crossbeam::channel::{Receiver, Sender};
+use ringmq::driver::{Backstage, FromShard, ToShard};
+use ringmq::shard::News;
+use ringmq_ring::sim::{Random, SimDisk};
+use ringmq_storage::{Prepare, SegmentBase, SegmentStore};
+
+/// Directory of the segments.
+pub(crate) const LOG_DIR: &str = "/log";
+/// Where the broker listens.
+pub(crate) const ADDRESS: &str = "10.0.0.1:10911";
+/// As the real housekeeping thread: how long zeroing rests after the disk refused room.
+const PREPARE_RETRY_NANOS: u64 = 1_000_000_000;
+
+pub(crate) fn segment_path(segment: SegmentBase) -> PathBuf {
+    Path::new(LOG_DIR).join(segment.file_name())
+}
+
+/// The segments on a simulated disk, as recovery wants them.
+pub(crate) struct SimStore(pub SimDisk);
+
+impl SegmentStore for SimStore {
+    fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        let files = self.0.list(Path::new(LOG_DIR));
+        let base = |path: &Path| SegmentBase::from_file_name(path.file_name()?.to_str()?);
+        Ok(files.into_iter().filter_map(|(path, len)| Some((base(&path)?, len))).collect())
+    }
+
+    fn read_at(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read_at(&segment_path(segment), offset, buffer)
+    }
+
+    fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
+        self.0.sync_file(&segment_path(segment))
+    }
+}
+
+enum Due {
+    /// The zeros are written; now they become durable.
+    Zeroed(Prepare),
+    PrepareAgain,
+    Registered(u64),
+}
+
+/// What the operator would have read.
+#[derive(Default)]
+pub(crate) struct Lines {
+    pub(crate) errors: Vec<String>,
+    /// Stretches of the log reported as damaged by reads.
+    pub(crate) damaged: Vec<Range<u64>>,
+}
+
+/// Answers a shard as the housekeeping thread would.
+pub(crate) struct Housekeeping {
+    disk: SimDisk,
+    segment_bytes: u64,
+    inbox: Receiver<FromShard>,
+    outbox: Sender<ToShard>,
+    due: BTreeMap<(u64, u64), Due>,
+    sequence: u64,
+    random: Random,
+    /// Longest delay of an answer, in nanoseconds.
+    pub(crate) slowest: u64,
+    /// Until then the disk has no room.
+    pub(crate) full_until: u64,
+    pub(crate) refused: u64,
+    /// [`crate::Planted::UnsyncedSegment`]
+    pub(crate) forgets_to_sync: bool,
+    pub(crate) lines: Lines,
+}
+
+impl Housekeeping {
+    /// The shard's end of the channels, and this one.
+    pub(crate) fn new(disk: SimDisk, segment_bytes: u64, seed: u64) -> (Backstage, Housekeeping) {
+        let (to_shard, inbox) = crossbeam::channel::bounded(64);
+        // Small, so that a driver has to keep some of what it wants to say.
+        let (outbox, from_shard) = crossbeam::channel::bounded(4);
+        let backstage = Backstage { inbox, outbox, notify: Box::new(|| {}) };
+        let housekeeping = Housekeeping {
+            disk,
+            segment_bytes,
+            inbox: from_shard,
+            outbox: to_shard,
+            due: BTreeMap::new(),
+            sequence: 0,
+            random: Random::new(seed),
+            slowest: 2_000_000,
+            full_until: 0,
+            refused: 0,
+            forgets_to_sync: false,
+            lines: Lines::default(),
+        };
+        (backstage, housekeeping)
+    }
+
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.due.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.tell(ToShard::Stop);
+    }
+
+    /// Does what is due, and takes what the shard has said.
+    pub(crate) fn act(&mut self, now: u64) {
+        while let Some(entry) = self.due.first_entry()
+            && entry.key().0 <= now
+        {
+            match entry.remove() {
+                Due::Zeroed(prepare) => {
+                    if !self.forgets_to_sync {
+                        self.disk.sync_file(&segment_path(prepare.segment)).expect("it was made");
+                        self.disk.sync_dir(Path::new(LOG_DIR));
+                    }
+                    self.tell(ToShard::Prepared { segment: prepare.segment, to: prepare.to });
+                }
+                Due::PrepareAgain => self.tell(ToShard::PrepareAgain),
+                Due::Registered(ticket) => self.tell(ToShard::Registered { ticket }),
+            }
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                FromShard::Prepare(_) if now < self.full_until => {
+                    self.refused += 1;
+                    self.tell(ToShard::PrepareFailed { reason: "no space left on the device".into() });
+                    self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
+                }
+                FromShard::Prepare(prepare) => {
+                    self.zero(prepare).expect("the simulated disk has room");
+                    let at = now + self.random.below(self.slowest);
+                    self.later(at, Due::Zeroed(prepare));
+                }
+                FromShard::News(News::TopicChanged { ticket: Some(ticket), .. }) => {
+                    let at = now + self.random.below(self.slowest);
+                    self.later(at, Due::Registered(ticket));
+                }
+                FromShard::News(News::Log { error, line }) => self.hear(error, line),
+                FromShard::News(News::TopicChanged { .. } | News::TopicDeleted { .. }) => {}
+            }
+        }
+    }
+
+    fn zero(&self, prepare: Prepare) -> io::Result<()> {
+        let path = segment_path(prepare.segment);
+        if !self.disk.exists(&path) {
+            self.disk.create(&path)?;
+        }
+        if self.disk.len(&path)? < self.segment_bytes {
+            self.disk.set_len(&path, self.segment_bytes)?;
+        }
+        self.disk.zero_range(&path, prepare.from, prepare.to)
+    }
+
+    fn hear(&mut self, error: bool, line: String) {
+        let lines = &mut self.lines;
+        if let Some((_, rest)) = line.split_once("the block of the log at ") {
+            let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+            if let (Some(start), Some(len)) = (numbers.next(), numbers.next()) {
+                lines.damaged.push(start..start + len);
+            }
+        }
+        if error {
+            lines.errors.push(line);
+        }
+    }
+
+    fn later(&mut self, at: u64, due: Due) {
+        self.sequence += 1;
+        self.due.insert((at, self.sequence), due);
+    }
+
+    fn tell(&self, message: ToShard) {
+        // The channel has room for all that can be on its way.
+        self.outbox.try_send(message).expect("the shard takes what it is told");
+    }
+}

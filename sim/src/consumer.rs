@@ -1,0 +1,399 @@
+//! A consumer: pulls its queues, waits at their ends, reads old messages again, and commits how far it is.
+
+use ringmq_protocol::body::{Body, ConsumerData, HeartbeatData, ProducerData, SubscriptionData};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::RemotingCommand;
+use ringmq_protocol::message::messages;
+use ringmq_protocol::request::{
+    GetMaxOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
+    UpdateConsumerOffsetRequest, ViewMessageByIdRequest, pull_flag,
+};
+use ringmq_protocol::types::{PhysicalOffset, QueueId};
+use ringmq_ring::sim::Random;
+
+use crate::checker::{Anomaly, CommitKey, MessageId, Queue};
+use crate::client::{Asked, Context, TAGS, TopicState};
+use crate::wire::Wire;
+
+const HEARTBEAT_NANOS: u64 = 20_000_000_000;
+
+/// A pull under way.
+#[derive(Debug)]
+pub(crate) struct Pulling {
+    queue: Queue,
+    from: u64,
+    messages_max: usize,
+    /// When it was asked, something was known to be in the topic.
+    is_known: bool,
+    at: u64,
+}
+
+struct Cursor {
+    queue: Queue,
+    next: u64,
+    is_asked: bool,
+    at: u64,
+}
+
+pub(crate) struct Consumer {
+    group: u32,
+    name: String,
+    /// Empty means all.
+    tags: Vec<u8>,
+    /// Whether the pulls carry the filter, or the heartbeats.
+    is_filter_sent: bool,
+    is_lite: bool,
+    hold_ms: i64,
+    messages_max: i32,
+    /// How often it goes back to the beginning of a queue, in percent of its pulls.
+    replay_percent: u64,
+    commit_percent: u64,
+    cursors: Vec<Cursor>,
+    heartbeat_at: u64,
+    /// The broker has answered a pull of this group since it started.
+    is_group_known: bool,
+}
+
+impl Consumer {
+    pub(crate) fn new(group: u32, random: &mut Random) -> Consumer {
+        let tags = [vec![], vec![], vec![1], vec![2, 3], vec![1, 2]][random.below(5) as usize].clone();
+        Consumer {
+            group,
+            name: format!("group-{group}"),
+            tags,
+            is_filter_sent: random.chance(60),
+            is_lite: random.chance(30),
+            hold_ms: [0, 50, 2_000, 15_000][random.below(4) as usize],
+            messages_max: [1, 8, 32, 1_000][random.below(4) as usize],
+            replay_percent: [0, 1, 5][random.below(3) as usize],
+            commit_percent: [0, 10, 50][random.below(3) as usize],
+            cursors: Vec::new(),
+            heartbeat_at: 0,
+            is_group_known: false,
+        }
+    }
+
+    pub(crate) fn next_at(&self) -> u64 {
+        let cursors = self.cursors.iter().filter(|cursor| !cursor.is_asked).map(|cursor| cursor.at);
+        cursors.min().unwrap_or(u64::MAX).min(self.heartbeat_at)
+    }
+
+    /// After a restart everything has to be asked and said anew.
+    pub(crate) fn on_connected(&mut self) {
+        self.heartbeat_at = 0;
+        self.is_group_known = false;
+        self.cursors.iter_mut().for_each(|cursor| cursor.is_asked = false);
+    }
+
+    pub(crate) fn act(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>) {
+        self.find_queues(ctx);
+        if ctx.now >= self.heartbeat_at {
+            self.heartbeat(wire, ctx);
+        }
+        for index in 0..self.cursors.len() {
+            let cursor = &self.cursors[index];
+            if cursor.is_asked || ctx.now < cursor.at {
+                continue;
+            }
+            match ctx.random.below(100) {
+                0..3 => self.ask_around(wire, ctx, index),
+                3..6 => self.query_commit(wire, ctx, index),
+                _ => {}
+            }
+            if self.cursors[index].next > 0 && ctx.random.chance(self.commit_percent) {
+                self.commit(wire, ctx, index);
+            }
+            self.pull(wire, ctx, index);
+        }
+    }
+
+    fn find_queues(&mut self, ctx: &Context<'_>) {
+        let open = ctx.topics.iter().filter(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
+        for topic in open {
+            if self.cursors.iter().any(|cursor| cursor.queue.topic == topic.id) {
+                continue;
+            }
+            let queues = (0..topic.queues).map(|id| Queue { topic: topic.id, id });
+            self.cursors.extend(queues.map(|queue| Cursor { queue, next: 0, is_asked: false, at: 0 }));
+            // The heartbeat names the new topic.
+            self.heartbeat_at = 0;
+        }
+    }
+
+    fn expression(&self) -> String {
+        if self.tags.is_empty() {
+            return "*".to_owned();
+        }
+        let tags: Vec<&str> = self.tags.iter().map(|tag| TAGS[usize::from(*tag)]).collect();
+        tags.join(" || ")
+    }
+
+    fn heartbeat(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>) {
+        self.heartbeat_at = ctx.now + HEARTBEAT_NANOS;
+        let topics = ctx.topics.iter().filter(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
+        let expression = self.expression();
+        let data = ConsumerData {
+            group_name: self.name.clone(),
+            subscription_data_set: topics
+                .map(|topic| SubscriptionData::tag_expression(&topic.name, &expression))
+                .collect(),
+            ..ConsumerData::default()
+        };
+        let heartbeat = HeartbeatData {
+            client_id: format!("client-{}", wire.number),
+            consumer_data_set: vec![data],
+            producer_data_set: vec![ProducerData { group_name: "producers".to_owned() }],
+            ..HeartbeatData::default()
+        };
+        wire.ask(ctx.now, RequestCode::HEART_BEAT, &(), heartbeat.to_json(), Asked::Heartbeat);
+    }
+
+    fn pull(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
+        if ctx.random.chance(self.replay_percent) {
+            self.cursors[index].next = 0;
+        }
+        let expression = self.expression();
+        let cursor = &mut self.cursors[index];
+        let (queue, from) = (cursor.queue, cursor.next);
+        cursor.is_asked = true;
+        let commits = from > 0 && ctx.random.chance(self.commit_percent / 5);
+        let mut sys_flag = if self.hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
+        if self.is_filter_sent {
+            sys_flag |= pull_flag::SUBSCRIPTION;
+        }
+        if commits {
+            sys_flag |= pull_flag::COMMIT_OFFSET;
+            ctx.checker.committing(CommitKey { group: self.group, queue }, from);
+        }
+        let request = PullMessageRequest {
+            consumer_group: self.name.as_str().into(),
+            topic: ctx.topics[queue.topic.0].name.clone().into(),
+            queue_id: queue.id as i32,
+            queue_offset: from as i64,
+            max_msg_nums: self.messages_max,
+            sys_flag,
+            commit_offset: if commits { from as i64 } else { 0 },
+            suspend_timeout_millis: self.hold_ms,
+            subscription: self.is_filter_sent.then(|| expression.into()),
+            sub_version: 0,
+            expression_type: None,
+            max_msg_bytes: None,
+            request_source: None,
+            proxy_forward_client_id: None,
+        };
+        let pulling = Pulling {
+            queue,
+            from,
+            messages_max: self.messages_max as usize,
+            is_known: ctx.checker.is_known(queue.topic),
+            at: ctx.now,
+        };
+        let code = if self.is_lite { RequestCode::LITE_PULL_MESSAGE } else { RequestCode::PULL_MESSAGE };
+        ctx.counts.requests += 1;
+        wire.ask(ctx.now, code, &request, Vec::new(), Asked::Pull(pulling));
+    }
+
+    fn commit(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
+        let Cursor { queue, next: offset, .. } = self.cursors[index];
+        let key = CommitKey { group: self.group, queue };
+        let number = ctx.checker.committing(key, offset);
+        let request = UpdateConsumerOffsetRequest {
+            consumer_group: self.name.as_str().into(),
+            topic: ctx.topics[queue.topic.0].name.clone().into(),
+            queue_id: QueueId(queue.id),
+            commit_offset: offset as i64,
+        };
+        let code = RequestCode::UPDATE_CONSUMER_OFFSET;
+        if ctx.random.chance(40) {
+            wire.tell(code, &request, Vec::new());
+        } else {
+            wire.ask(ctx.now, code, &request, Vec::new(), Asked::Commit { key, number });
+        }
+    }
+
+    fn query_commit(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
+        let queue = self.cursors[index].queue;
+        let key = CommitKey { group: self.group, queue };
+        let name = &ctx.topics[queue.topic.0].name;
+        let asked = Asked::QueryOffset { key, since: ctx.checker.last_commit(key) };
+        ask_commit(wire, ctx.now, &self.name, name, queue.id, asked);
+    }
+
+    /// Questions that consumers ask now and then: the end of a queue, a message by its id.
+    fn ask_around(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
+        let queue = self.cursors[index].queue;
+        if ctx.random.chance(50) {
+            let asked = Asked::MaxOffset { queue, at_least: ctx.checker.known_end(queue) };
+            let request = GetMaxOffsetRequest {
+                topic: ctx.topics[queue.topic.0].name.clone().into(),
+                queue_id: QueueId(queue.id),
+                committed: true,
+            };
+            wire.ask(ctx.now, RequestCode::GET_MAX_OFFSET, &request, Vec::new(), asked);
+        } else if let Some((id, position)) = ctx.checker.any_known(ctx.random.next_u64()) {
+            let request = ViewMessageByIdRequest { topic: None, offset: PhysicalOffset(position) };
+            let asked = Asked::View { id, position };
+            wire.ask(ctx.now, RequestCode::VIEW_MESSAGE_BY_ID, &request, Vec::new(), asked);
+        }
+    }
+
+    pub(crate) fn on_answer(&mut self, asked: Asked, answer: &RemotingCommand, ctx: &mut Context<'_>) {
+        let is_ok = answer.code == ResponseCode::SUCCESS.0;
+        let is_missing = answer.code == ResponseCode::TOPIC_NOT_EXIST.0;
+        let offset = || OffsetResponse::decode(&answer.header().ext).map(|response| response.offset as u64);
+        match asked {
+            Asked::Pull(pulling) => self.on_pulled(pulling, answer, ctx),
+            Asked::Commit { key, number } if is_ok => ctx.checker.committed(key, number),
+            Asked::Commit { key, .. } if is_missing && !ctx.checker.is_known(key.queue.topic) => {}
+            Asked::Heartbeat if is_ok => {}
+            Asked::Heartbeat | Asked::Commit { .. } => {
+                if !ctx.may_refuse_write(answer) {
+                    ctx.unexpected("heartbeat or commit", answer);
+                }
+            }
+            Asked::QueryOffset { key, since } => match offset() {
+                Ok(offset) if is_ok => ctx.checker.offset_found(key, since, Some(offset)),
+                _ if answer.code == ResponseCode::QUERY_NOT_FOUND.0 => {
+                    ctx.checker.offset_found(key, since, None);
+                }
+                _ => ctx.unexpected("query of an offset", answer),
+            },
+            Asked::MaxOffset { queue, at_least } => match offset() {
+                Ok(offset) if is_ok && offset < at_least && !ctx.checker.has_rot() => {
+                    let text = format!("{queue} ends at {offset}, {at_least} was known");
+                    ctx.checker.report(Anomaly::Phantom, text);
+                }
+                Ok(_) if is_ok => {}
+                _ => ctx.unexpected("query of a queue's end", answer),
+            },
+            Asked::View { id, position } => on_view(id, position, answer, ctx),
+            other => unreachable!("consumers do not ask {other:?}"),
+        }
+    }
+
+    fn on_pulled(&mut self, pulling: Pulling, answer: &RemotingCommand, ctx: &mut Context<'_>) {
+        let Pulling { queue, from, messages_max, is_known, at } = pulling;
+        let index = self.cursors.iter().position(|cursor| cursor.queue == queue).expect("pulled by it");
+        let cursor = &mut self.cursors[index];
+        cursor.is_asked = false;
+        cursor.at = ctx.now;
+        let code = ResponseCode(answer.code);
+        let is_empty = code != ResponseCode::SUCCESS;
+        let moves = [
+            ResponseCode::SUCCESS,
+            ResponseCode::PULL_NOT_FOUND,
+            ResponseCode::PULL_RETRY_IMMEDIATELY,
+            ResponseCode::PULL_OFFSET_MOVED,
+        ];
+        if !moves.contains(&code) {
+            cursor.at = ctx.now + 20_000_000;
+            return self.on_pull_refused(queue, is_known, answer, ctx);
+        }
+        self.is_group_known = true;
+        let response = PullMessageResponse::decode(&answer.header().ext);
+        let next = response.ok().and_then(|response| u64::try_from(response.next_begin_offset).ok());
+        let Some(next) = next else { return ctx.unexpected("pull, without its fields", answer) };
+        if is_empty != answer.body.is_empty() {
+            return ctx.unexpected("pull, with or without messages", answer);
+        }
+        let mut seen = Vec::new();
+        for message in messages(&answer.body) {
+            match message {
+                Ok(message) => seen.extend(ctx.look_at(queue, &message)),
+                Err(error) => {
+                    let text = format!("{queue} from {from}: {error}");
+                    ctx.checker.report(Anomaly::WrongBytes, text);
+                }
+            }
+        }
+        match code {
+            ResponseCode::PULL_OFFSET_MOVED => {
+                if !ctx.checker.is_forsaken(queue.topic) && !ctx.checker.has_rot() {
+                    let text = format!("{queue}: {from} was reached before, now it is moved to {next}");
+                    ctx.checker.report(Anomaly::Phantom, text);
+                }
+            }
+            ResponseCode::PULL_RETRY_IMMEDIATELY if next <= from => {
+                ctx.unexpected("pull, without progress", answer);
+            }
+            ResponseCode::PULL_NOT_FOUND if next != from => ctx.unexpected("pull, that skips", answer),
+            _ if seen.len() > messages_max => ctx.unexpected("pull, with too many messages", answer),
+            _ => ctx.checker.pulled(queue, from..next, &self.tags, &seen),
+        }
+        if ctx.now - at > 40_000_000 {
+            ctx.counts.long_polls += 1;
+        }
+        let cursor = &mut self.cursors[index];
+        cursor.next = next;
+        if code == ResponseCode::PULL_NOT_FOUND {
+            cursor.at = ctx.now + ctx.random.below(3_000_000);
+        }
+    }
+
+    fn on_pull_refused(
+        &mut self,
+        queue: Queue,
+        is_known: bool,
+        answer: &RemotingCommand,
+        ctx: &mut Context<'_>,
+    ) {
+        let is_allowed = match ResponseCode(answer.code) {
+            ResponseCode::TOPIC_NOT_EXIST => {
+                !is_known || ctx.checker.is_forsaken(queue.topic) || ctx.checker.has_rot()
+            }
+            ResponseCode::SYSTEM_ERROR => ctx.trouble.reads_failed,
+            // The heartbeat could not make the group.
+            ResponseCode::SUBSCRIPTION_NOT_EXIST | ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST => {
+                self.heartbeat_at = ctx.now;
+                !self.is_filter_sent && !self.is_group_known
+            }
+            // Only a new group needs a record.
+            _ => ctx.may_refuse_write(answer) && !self.is_group_known,
+        };
+        if !is_allowed {
+            ctx.unexpected(&format!("pull of {queue}"), answer);
+        }
+    }
+}
+
+pub(crate) fn ask_commit(
+    wire: &mut Wire<Asked>,
+    now: u64,
+    group: &str,
+    topic: &str,
+    queue: u32,
+    asked: Asked,
+) {
+    let request = QueryConsumerOffsetRequest {
+        consumer_group: group.into(),
+        topic: topic.into(),
+        queue_id: QueueId(queue),
+        set_zero_if_not_found: None,
+    };
+    wire.ask(now, RequestCode::QUERY_CONSUMER_OFFSET, &request, Vec::new(), asked);
+}
+
+fn on_view(id: MessageId, position: u64, answer: &RemotingCommand, ctx: &mut Context<'_>) {
+    if answer.code != ResponseCode::SUCCESS.0 {
+        if !ctx.trouble.reads_failed && !ctx.checker.has_rot() {
+            ctx.unexpected(&format!("view of {id} at {position}"), answer);
+        }
+        return;
+    }
+    match messages(&answer.body).next() {
+        Some(Ok(message)) => {
+            let topic = ctx
+                .topics
+                .iter()
+                .find(|topic| topic.name == message.topic() && ctx.checker.topic_of(id) == Some(topic.id));
+            let Some(topic) = topic.map(|topic| topic.id) else {
+                return ctx.unexpected("view, of another topic", answer);
+            };
+            let seen = ctx.look_at(Queue { topic, id: message.queue_id().0 }, &message);
+            if seen.is_some_and(|seen| seen.id != id || seen.position != position) {
+                ctx.checker.report(Anomaly::WrongBytes, format!("view of {id} gave {seen:?}"));
+            }
+        }
+        _ => ctx.unexpected("view, without a message", answer),
+    }
+}

@@ -1,0 +1,84 @@
+//! Runs simulated brokers from seeds, and says which seed to run again when something is wrong.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use ringmq_sim::{Coverage, Options, Outcome, Planted, run};
+
+/// Simulates a RingMQ shard under faults: real code, virtual time. Each seed is a world of its own.
+#[derive(Parser)]
+#[command(name = "ringmq-sim")]
+struct Arguments {
+    /// How many seeds to run [default: 100, or 1 with --seed]
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// About how many requests the clients of a seed make
+    #[arg(long, default_value_t = Options::default().steps)]
+    steps: u64,
+    /// Plant a mistake that the checker has to find
+    #[arg(long, value_enum)]
+    plant: Option<Planted>,
+    /// Print what happens to each broker
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl Arguments {
+    fn replay(&self, seed: u64) -> String {
+        let plant = self.plant.and_then(|plant| clap::ValueEnum::to_possible_value(&plant));
+        let plant = plant.map(|plant| format!(" --plant {}", plant.get_name())).unwrap_or_default();
+        let steps = self.steps;
+        format!("cargo run --release -p ringmq-sim -- --seed {seed} --steps {steps}{plant} --verbose")
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let first = arguments.seed.unwrap_or(0);
+    let count = arguments.seeds.unwrap_or(if arguments.seed.is_some() { 1 } else { 100 });
+    let options = Options { steps: arguments.steps, planted: arguments.plant, verbose: arguments.verbose };
+    let started = Instant::now();
+    let mut simulated = 0.0;
+    let (mut acknowledged, mut seen, mut violations) = (0, 0, 0);
+    let mut coverage = Coverage::default();
+    for seed in first..first.saturating_add(count) {
+        let outcome = run_loudly(seed, &options, &arguments.replay(seed));
+        simulated += outcome.simulated.as_secs_f64();
+        acknowledged += outcome.acknowledged;
+        seen += outcome.seen;
+        coverage.add(&outcome.coverage);
+        if arguments.verbose {
+            println!("seed {seed}: trace {:016x}", outcome.trace);
+        }
+        for violation in &outcome.violations {
+            violations += 1;
+            println!("seed {seed}: {violation}");
+        }
+        if !outcome.violations.is_empty() {
+            println!("seed {seed}: run it again with: {}", arguments.replay(seed));
+        }
+    }
+    let elapsed = started.elapsed().as_secs_f64();
+    println!("{coverage:#?}");
+    println!("{seen} messages seen by consumers, {:.1} seeds/s", count as f64 / elapsed);
+    println!(
+        "sim: {count} seeds, {simulated:.0} simulated seconds, {} crashes, {} faults, {acknowledged} acknowledged, {violations} violations",
+        coverage.crashes, coverage.faults
+    );
+    if violations == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// A panic of the broker is a finding like any other, but the end of the run.
+fn run_loudly(seed: u64, options: &Options, replay: &str) -> Outcome {
+    let replay = replay.to_owned();
+    std::panic::set_hook(Box::new(move |panic| {
+        println!("seed {seed}: {panic}");
+        println!("seed {seed}: run it again with: {replay}");
+        std::process::exit(1);
+    }));
+    run(seed, options)
+}
