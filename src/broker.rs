@@ -152,12 +152,10 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
         threads.push(spawn(format!("shard-{index}"), move || shard_thread(plan, told))?);
         ready.push(tell);
     }
-    let (name_server, name_servers) = match &config.name_servers {
-        NameServers::Embedded(listen) => {
-            let (name_server, address) = embed_name_server(*listen)?;
-            (Some(name_server), vec![address.to_string()])
-        }
-        NameServers::Elsewhere(list) => (None, list.clone()),
+    let name_service = match &config.name_servers {
+        NameServers::Embedded(listen) => embed_name_server(*listen)
+            .map(|(name_server, address)| (Some(name_server), vec![address.to_string()])),
+        NameServers::Elsewhere(list) => Ok((None, list.clone())),
     };
 
     let mut shards = Vec::new();
@@ -165,6 +163,8 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
         // A thread that ends without a word has panicked, and said so.
         shards.push(tell.blocking_recv().map_err(|_| ShardEnded::new("(one that did not start)"))??);
     }
+    // Only now: what is wrong with the kernel stops both, and a shard explains it better.
+    let (name_server, name_servers) = name_service?;
     let banner =
         Banner { config: &config, shards: &shards, name_servers: &name_servers, started }.to_string();
     report_recovery(&shards);

@@ -21,6 +21,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
 
 /// Lines of a file without its tests; beyond it, a file is two files.
 const FILE_LINES_MAX: usize = 700;
+/// Its test that makes the fixtures anew is run by hand.
+const MAKES_FIXTURES: &str = "storage/src/recover/tests.rs";
 /// Files that are longer all the same.
 const LONGER: [&str; 1] = ["client/src/client.rs"];
 
@@ -153,7 +155,8 @@ fn a_shard_has_no_world() {
 
 #[test]
 fn nothing_is_left_for_later() {
-    let calls = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("#[ig", "nore")];
+    let ignored = concat!("#[ig", "nore");
+    let calls = [concat!("to", "do!("), concat!("unimple", "mented!(")];
     let words = [concat!("FIX", "ME"), concat!("XX", "X")];
     for (path, text) in rust_files() {
         for (at, line) in text.lines().enumerate() {

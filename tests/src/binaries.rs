@@ -24,33 +24,29 @@ pub fn target_dir() -> PathBuf {
     profile_dir().parent().expect("the profile's folder is in the target directory").to_path_buf()
 }
 
-/// A program of the workspace (`ringmq-broker`, `ringmq` …), built like the running one. The first call builds them all.
+/// The programs that tests run, and their crates.
+const PROGRAMS: [&str; 3] = ["ringmq-broker", "ringmq-namesrv", "ringmq"];
+const CRATES: [&str; 2] = ["ringmq", "ringmq-tools"];
+
+/// One of the programs above, built like the running one. The first call builds them all.
 pub fn binary(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(build);
-    let path = profile_dir().join(name);
-    assert!(path.is_file(), "{} is not there: is it a program of ringmq or ringmq-tools?", path.display());
-    path
+    assert!(PROGRAMS.contains(&name), "{name} is not one of {PROGRAMS:?}");
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    assert!(BUILT.get_or_init(build), "the programs under test do not build");
+    profile_dir().join(name)
 }
 
-fn build() {
+fn build() -> bool {
     let profile = match profile_dir().file_name().and_then(OsStr::to_str) {
         Some("debug") => "dev".to_owned(),
         Some(other) => other.to_owned(),
         None => panic!("{} is no folder of a profile", profile_dir().display()),
     };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!(
-        "building the programs under test: cargo build --bins -p ringmq -p ringmq-tools --profile {profile}"
-    );
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--bins", "-p", "ringmq", "-p", "ringmq-tools", "--profile", &profile])
-        .arg("--manifest-path")
-        .arg(workspace().join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(target_dir())
-        .stdin(Stdio::null())
-        .status()
-        .expect("cargo can be run");
-    assert!(status.success(), "the programs under test do not build");
+    eprintln!("building the programs under test, {}, with the profile {profile}", PROGRAMS.join(", "));
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--quiet", "--profile", &profile]);
+    CRATES.iter().for_each(|name| _ = command.args(["-p", name]));
+    PROGRAMS.iter().for_each(|name| _ = command.args(["--bin", name]));
+    command.arg("--manifest-path").arg(workspace().join("Cargo.toml")).arg("--target-dir").arg(target_dir());
+    command.stdin(Stdio::null()).status().expect("cargo can be run").success()
 }
