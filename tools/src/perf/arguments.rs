@@ -1,0 +1,181 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringmq_protocol::frame::Codec;
+
+use crate::units::parse_duration;
+
+const NAME_SERVER_DEFAULT: &str = "127.0.0.1:9876";
+const SECONDS_DEFAULT: f64 = 10.0;
+/// A year; longer runs are typing errors, and the arithmetic of clocks ends somewhere.
+const SECONDS_MAX: f64 = 365.0 * 86_400.0;
+
+/// Measures a broker that speaks the RocketMQ protocol.
+#[derive(Debug, Parser)]
+#[command(name = "ringmq-perf", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Send messages as fast as they are acknowledged
+    Produce(ProduceArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Topic; it is created if it does not exist
+    #[arg(long)]
+    pub(super) topic: String,
+    /// Queues on each broker, if the topic has to be created
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) queues: u32,
+    /// Name server, several separated by ';' [default: $ROCKETMQ_NAMESRV_ADDR, $NAMESRV_ADDR or 127.0.0.1:9876]
+    #[arg(long, value_name = "HOST:PORT")]
+    namesrv: Option<String>,
+    /// Connections, spread over the brokers of the topic in turn
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) connections: u32,
+    /// Threads of the load generator
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) threads: u32,
+    /// Codec of request headers; the broker answers in the same
+    #[arg(long, value_enum, default_value_t = HeaderCodec::Rocketmq)]
+    codec: HeaderCodec,
+    /// Not measured, like 2s [default: 2s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    warmup: Option<Duration>,
+    /// Measure for this long [default: 10, unless --count is given]
+    #[arg(long, value_name = "S", value_parser = parse_seconds, conflicts_with = "count")]
+    seconds: Option<Duration>,
+    /// Measure this many messages (those of warm-up not among them; the last batch is not cut short)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
+    pub(super) count: Option<u64>,
+    /// Process of a broker on this machine, to measure its CPU and memory; once for each broker
+    #[arg(long, value_name = "PID")]
+    pub(super) broker_pid: Vec<u32>,
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ProduceArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(flatten)]
+    pub(super) messages: MessageArguments,
+    /// Requests that each connection keeps unanswered at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) in_flight: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MessageArguments {
+    /// Size of a message's body, like 128 or 1KiB
+    #[arg(long, default_value = "1KiB", value_parser = parse_size)]
+    pub(super) size: u32,
+    /// Messages in a request
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) batch: u32,
+    /// The same seed sends the same bodies
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(super) seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HeaderCodec {
+    /// The binary codec
+    Rocketmq,
+    Json,
+}
+
+impl Command {
+    pub(super) fn common(&self) -> &Common {
+        match self {
+            Self::Produce(produce) => &produce.common,
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Produce(_) => "produce",
+        }
+    }
+}
+
+impl Common {
+    /// Checks what clap cannot.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        ringmq_protocol::name::validate_topic(&self.topic).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn codec(&self) -> Codec {
+        match self.codec {
+            HeaderCodec::Rocketmq => Codec::RocketMq,
+            HeaderCodec::Json => Codec::Json,
+        }
+    }
+
+    pub(super) fn warmup(&self) -> Duration {
+        self.warmup.unwrap_or(Duration::from_secs(2))
+    }
+
+    /// How long to measure; `None` if the number of messages decides.
+    pub(super) fn measured(&self) -> Option<Duration> {
+        match self.count {
+            Some(_) => None,
+            None => Some(self.seconds.unwrap_or(Duration::from_secs_f64(SECONDS_DEFAULT))),
+        }
+    }
+
+    pub(super) fn name_servers(&self) -> Vec<String> {
+        let environment =
+            || ["ROCKETMQ_NAMESRV_ADDR", "NAMESRV_ADDR"].iter().find_map(|name| std::env::var(name).ok());
+        let text =
+            self.namesrv.clone().or_else(environment).unwrap_or_else(|| NAME_SERVER_DEFAULT.to_string());
+        text.split(';').map(str::trim).filter(|address| !address.is_empty()).map(str::to_string).collect()
+    }
+}
+
+/// Reads `128`, `128B`, `1KiB`, `2MiB` or `64kB`, `1MB`.
+fn parse_size(text: &str) -> Result<u32, String> {
+    let problem = || format!("{text:?} is no size; write it like 128, 1KiB or 2MiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "KiB" => 1024,
+        "MB" => 1_000_000,
+        "MiB" => 1024 * 1024,
+        _ => return Err(problem()),
+    };
+    let number: u32 = number.parse().map_err(|_| problem())?;
+    match number.checked_mul(unit) {
+        Some(0) => Err("brokers refuse messages without a body".to_string()),
+        Some(size) => Ok(size),
+        None => Err(format!("{text} is more than a message can have")),
+    }
+}
+
+/// Seconds, also `0.5` and with a unit: `30s`, `2m`.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let duration = match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Duration::from_secs_f64(seconds),
+        Ok(_) => return Err(format!("{text} seconds are out of range")),
+        Err(_) => parse_duration(text)?,
+    };
+    match duration {
+        Duration::ZERO => Err("there is nothing to measure in no time".to_string()),
+        duration if duration.as_secs_f64() > SECONDS_MAX => Err(format!("{text} is out of range")),
+        duration => Ok(duration),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! The load generator behind `ringmq-perf`. It talks frames on connections of its own, so that it costs little and
+//! runs against any broker that speaks the protocol; of RingMQ it shares the frames only.
+//!
+//! ```text
+//!   arguments   what the user asked for
+//!   calls       one question, one answer: routes, topics, offsets          (before the load)
+//!   spread      which connection works on which queues
+//!   produce, consume   the requests of a connection, and what their answers mean
+//!   load        threads, connections, windows, pacing; what is measured
+//!   process     CPU and memory of the broker, from /proc
+//!   report      the live line and the summary
+//! ```
+//!
+//! P1  Frames are encoded before the load begins, one for each request that may be in flight. The opaque of a request
+//!     is the number of its frame, which is sent again once it was answered: the run itself encodes nothing.
+//! P2  What counts: in a closed loop with an end in time, what is acknowledged between warm-up and end; else what is
+//!     issued after warm-up, however late its answer.
+//! P3  A paced request's latency counts from when it was due, not from when it could be sent, so a broker that stalls
+//!     is charged for every request that the stall delayed.
+//! P4  All latencies of a run are in one histogram.
+
+mod arguments;
+mod calls;
+mod load;
+mod process;
+mod produce;
+mod report;
+mod spread;
+
+use std::io::IsTerminal;
+
+pub use arguments::Arguments;
+use arguments::Command;
+use calls::Caller;
+use load::Plan;
+use report::Report;
+
+/// Does what was asked and prints the summary. Says whether everything was answered well.
+///
+/// # Errors
+/// One line that says why there is no measurement.
+pub fn run(arguments: &Arguments) -> Result<bool, String> {
+    let common = arguments.command.common();
+    common.validate()?;
+    let caller = Caller::new(common.name_servers(), common.codec());
+    let processes =
+        common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
+    let live = std::io::stderr().is_terminal();
+    let plan = Plan { common, processes, live };
+    let totals = match &arguments.command {
+        Command::Produce(produce) => load::run(produce::jobs(produce, &caller)?, plan)?,
+    };
+    let report = Report::new(arguments.command.name(), common, &totals);
+    let printed = report.print(common.json);
+    // Whoever closed our output has read enough.
+    if let Err(error) = printed.or_else(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(error),
+    }) {
+        return Err(format!("cannot print the summary: {error}"));
+    }
+    Ok(report.is_clean())
+}

@@ -1,0 +1,186 @@
+//! Sends: frames that are encoded once and sent again and again.
+
+use std::ops::Range;
+
+use ringmq_protocol::batch::BatchEntry;
+use ringmq_protocol::body::perm;
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{self, Codec, FRAME_BYTES_MAX, Head};
+use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
+use ringmq_protocol::request::SendMessageRequest;
+use ringmq_protocol::types::Opaque;
+
+use super::arguments::{Common, MessageArguments, ProduceArguments};
+use super::calls::Caller;
+use super::load::{Answer, Job, Work};
+use super::spread::{self, Assignment};
+use crate::units::now_ms;
+
+pub(super) const GROUP: &str = "ringmq-perf";
+/// All frames of a run together; more would be a mistake, and would measure the generator's memory.
+const FRAMES_BYTES_MAX: usize = 2 << 30;
+/// A connection has a frame for each queue up to this many; with more queues it leaves some out.
+const QUEUE_FRAMES_MAX: usize = 64;
+
+/// The sends of one connection.
+pub(super) struct Sends {
+    /// All frames, one behind the other.
+    bytes: Vec<u8>,
+    /// By opaque.
+    frames: Vec<Range<usize>>,
+    messages: u64,
+    body_bytes: u64,
+}
+
+/// What `produce` was asked for, one job for each connection.
+pub(super) fn jobs(arguments: &ProduceArguments, caller: &Caller) -> Result<Vec<Job<Sends>>, String> {
+    send_jobs(&arguments.common, &arguments.messages, arguments.in_flight as usize, caller)
+}
+
+pub(super) fn send_jobs(
+    common: &Common,
+    messages: &MessageArguments,
+    in_flight: usize,
+    caller: &Caller,
+) -> Result<Vec<Job<Sends>>, String> {
+    let route = caller.route_or_create(&common.topic, common.queues)?;
+    let brokers = spread::brokers(&route, perm::WRITE, true);
+    if brokers.is_empty() {
+        return Err(format!("topic {} has no queue that takes messages", common.topic));
+    }
+    let mut jobs = Vec::new();
+    let mut total = 0;
+    for (connection, assignment) in
+        spread::all_queues(&brokers, common.connections as usize).iter().enumerate()
+    {
+        let frames = frame_count(in_flight, assignment.queues.len());
+        total += frames * messages.batch as usize * messages.size as usize;
+        if total > FRAMES_BYTES_MAX {
+            return Err("connections × in flight × batch × size is more than 2 GiB".to_string());
+        }
+        let random = Random::of(messages.seed, connection as u64);
+        let work = Sends::new(&common.topic, messages, assignment, frames, caller.codec(), random)?;
+        jobs.push(Job { address: assignment.address.clone(), work, in_flight, pace: None });
+    }
+    Ok(jobs)
+}
+
+/// At least one frame for each request in flight; a multiple of the queues, so that they get equally many.
+fn frame_count(in_flight: usize, queues: usize) -> usize {
+    if queues <= QUEUE_FRAMES_MAX {
+        in_flight.next_multiple_of(queues)
+    } else {
+        in_flight.max(QUEUE_FRAMES_MAX)
+    }
+}
+
+impl Sends {
+    fn new(
+        topic: &str,
+        messages: &MessageArguments,
+        assignment: &Assignment,
+        frame_count: usize,
+        codec: Codec,
+        mut random: Random,
+    ) -> Result<Self, String> {
+        let is_batch = messages.batch > 1;
+        let code = if is_batch { RequestCode::SEND_BATCH_MESSAGE } else { RequestCode::SEND_MESSAGE_V2 };
+        let (mut bytes, mut frames) = (Vec::new(), Vec::with_capacity(frame_count));
+        let (mut message, mut body) = (vec![0; messages.size as usize], Vec::new());
+        let born_timestamp = now_ms();
+        for number in 0..frame_count {
+            body.clear();
+            for _ in 0..messages.batch {
+                random.fill(&mut message);
+                if is_batch {
+                    let entry = BatchEntry { flag: 0, body: &message, properties: &[] };
+                    entry.encode(&mut body).map_err(|error| error.to_string())?;
+                } else {
+                    body.extend_from_slice(&message);
+                }
+                if body.len() > FRAME_BYTES_MAX as usize {
+                    return Err("batch × size is more than a frame can have (16 MiB)".to_string());
+                }
+            }
+            let fields = SendMessageRequest {
+                producer_group: GROUP.into(),
+                topic: topic.into(),
+                default_topic: AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
+                default_topic_queue_nums: 4,
+                queue_id: assignment.queues[number % assignment.queues.len()],
+                sys_flag: 0,
+                born_timestamp,
+                flag: 0,
+                properties: Some("".into()),
+                reconsume_times: 0,
+                unit_mode: false,
+                max_reconsume_times: None,
+                batch: is_batch,
+                broker_name: None,
+            };
+            let start = bytes.len();
+            let opaque =
+                Opaque(i32::try_from(number).map_err(|_| "too many requests in flight".to_string())?);
+            frame::encode(&mut bytes, &Head::request(codec, code, opaque), &fields.fields_v2(), body.len());
+            bytes.extend_from_slice(&body);
+            if bytes.len() - start - 4 > FRAME_BYTES_MAX as usize {
+                return Err("batch × size is more than a frame can have (16 MiB)".to_string());
+            }
+            frames.push(start..bytes.len());
+        }
+        let body_bytes = u64::from(messages.batch) * u64::from(messages.size);
+        Ok(Self { bytes, frames, messages: u64::from(messages.batch), body_bytes })
+    }
+}
+
+impl Work for Sends {
+    const ABANDON_AT_END: bool = false;
+
+    fn slots(&self) -> usize {
+        self.frames.len()
+    }
+
+    fn frame(&self, slot: usize) -> &[u8] {
+        &self.bytes[self.frames[slot].clone()]
+    }
+
+    fn charge(&self) -> u64 {
+        self.messages
+    }
+
+    fn answered(&mut self, _slot: usize, code: ResponseCode, frame: &[u8]) -> Answer {
+        match code {
+            ResponseCode::SUCCESS => Answer::good(self.messages, self.body_bytes),
+            _ => Answer::refused(code, frame),
+        }
+    }
+}
+
+/// SplitMix64: a stream of bits that the seed decides.
+pub(super) struct Random(u64);
+
+impl Random {
+    /// The stream of one connection.
+    fn of(seed: u64, connection: u64) -> Self {
+        let mut streams = Self(seed);
+        let first = streams.next();
+        Self(first ^ Self(connection).next())
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
