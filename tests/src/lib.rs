@@ -7,7 +7,7 @@
 //!   process    what /proc tells of a process
 //!   crash      kill -9 and power cuts under load, with a checker of its own (`--bin crash`)
 //!
-//! Nothing here sleeps to wait for something: it waits for a line, a frame or an end, with a deadline that only a
+//! Nothing here guesses how long something takes: it waits for a line, a frame or an end, with a deadline that only a
 //! broken broker reaches.
 #![forbid(unsafe_code)]
 
