@@ -5,7 +5,6 @@
 //! To settle is to take all faults back, ask for nothing more, and to demand an answer to all that was asked.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -198,7 +197,7 @@ impl World {
             faults: Vec::new(),
             rot_percent: if random.chance(12) { 10 } else { 0 },
             segment_bytes: random.between(1, 4) << 20,
-            sector_bytes: if is_direct || random.chance(50) { 4096 } else { 512 },
+            sector_bytes: if random.chance(80) { 4096 } else { 8192 },
             is_direct,
             coverage: Coverage::default(),
             random,
@@ -587,12 +586,6 @@ impl World {
         let Some(mut wire) = connect(&mut self.context().0) else {
             return self.checker.report(Anomaly::Stuck, "nobody listens after the restart");
         };
-        let deleted: BTreeSet<String> = self
-            .topics
-            .iter()
-            .filter(|topic| topic.state == TopicState::Deleted)
-            .map(|topic| topic.name.clone())
-            .collect();
         let mut contents = Contents::new();
         for topic in self.topics.clone() {
             let is_current = self.topics.iter().rfind(|other| other.name == topic.name).map(|other| other.id)
@@ -603,7 +596,7 @@ impl World {
             for id in 0..topic.queues {
                 let queue = Queue { topic: topic.id, id };
                 match self.read_queue(&mut wire, &topic.name, queue) {
-                    Some(_) if deleted.contains(&topic.name) && !self.checker.has_rot() => {
+                    Some(_) if topic.state == TopicState::Deleted && !self.checker.has_rot() => {
                         let text = format!("topic {} was deleted and is there", topic.name);
                         self.checker.report(Anomaly::RegressedOffset, text);
                     }

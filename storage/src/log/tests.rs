@@ -62,6 +62,23 @@ fn a_batch_stays_in_one_block_even_if_it_is_larger_than_blocks_usually_are() {
 }
 
 #[test]
+fn what_is_reserved_can_be_appended_even_at_the_limit_of_what_may_wait() {
+    let config = LogConfig { staged_bytes_max: 140_000, ..small_config() };
+    let mut log = CommitLog::new(config.clone(), Recovered::empty(&config));
+    let wanted = log.prepare_wanted().unwrap();
+    log.on_prepared(wanted.segment, wanted.to);
+    append(&mut log, 20_000);
+    assert!(log.next_write().is_some(), "the next record opens a block, with a header of its own");
+    let room = (config.staged_bytes_max - log.staged_bytes()) as usize;
+    log.reserve(room, StoreTimestamp(1)).unwrap();
+    let first = append(&mut log, 1000);
+    let last = append(&mut log, room - 1010 - 10);
+    assert_eq!((first.block, last.block), (BlockSeq(1), BlockSeq(1)));
+    let beyond = log.reserve(1, StoreTimestamp(1));
+    assert!(matches!(beyond, Err(AppendError::Busy { .. })), "{beyond:?}");
+}
+
+#[test]
 fn a_reservation_that_is_not_used_leaves_no_block() {
     let mut log = log();
     log.reserve(1000, StoreTimestamp(1)).unwrap();
