@@ -175,7 +175,7 @@ fn refuse_requests(raw: &mut Raw) {
     assert_eq!(raw.call(RequestCode::HEART_BEAT, &(), "{\"clientID\":").code, 1);
     assert_refused(&raw.call(9999, &(), empty()), 3, "9999");
 
-    // One after the other: the answer to the second one-way request, if there were any, would come before this one.
+    // Answers come in the order of requests: one to a one-way request would come before that to the last.
     raw.send_one_way(9999, &(), empty()).unwrap();
     raw.send_one_way(RequestCode::PULL_MESSAGE, &unknown, empty()).unwrap();
     raw.send_one_way(RequestCode::SEND_MESSAGE_V2, &send(TOPIC, 0).fields_v2(), "one way").unwrap();
