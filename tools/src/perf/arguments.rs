@@ -8,7 +8,8 @@ use ringmq_protocol::frame::Codec;
 use crate::units::parse_duration;
 
 const NAME_SERVER_DEFAULT: &str = "127.0.0.1:9876";
-const SECONDS_DEFAULT: f64 = 10.0;
+const MEASURED_DEFAULT: Duration = Duration::from_secs(10);
+const WARMUP_DEFAULT: Duration = Duration::from_secs(2);
 /// A year; longer runs are typing errors, and the arithmetic of clocks ends somewhere.
 const SECONDS_MAX: f64 = 365.0 * 86_400.0;
 
@@ -24,11 +25,22 @@ pub struct Arguments {
 pub(super) enum Command {
     /// Send messages as fast as they are acknowledged
     Produce(ProduceArguments),
+    /// Read messages as fast as the broker gives them
+    ///
+    /// Every queue is read by one connection, with one pull at a time. Without --seconds, --count, --repeat and
+    /// `--from last` it ends when what was there at the start has been read. Latency is that of the pulls that
+    /// brought messages.
+    Consume(ConsumeArguments),
+    /// Send at a fixed rate, however late the answers, and measure how late they are
+    ///
+    /// Latency counts from when a message was due, so a broker that stalls is charged for all messages that were
+    /// delayed by that. The generator polls without rest before each message; give it a core of its own.
+    Latency(LatencyArguments),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Common {
-    /// Topic; it is created if it does not exist
+    /// Topic; if there is none of this name, sending creates it
     #[arg(long)]
     pub(super) topic: String,
     /// Queues on each broker, if the topic has to be created
@@ -46,7 +58,7 @@ pub(super) struct Common {
     /// Codec of request headers; the broker answers in the same
     #[arg(long, value_enum, default_value_t = HeaderCodec::Rocketmq)]
     codec: HeaderCodec,
-    /// Not measured, like 2s [default: 2s]
+    /// Not measured, like 2s [default: 2s; 0s if consume ends with its queues]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     warmup: Option<Duration>,
     /// Measure for this long [default: 10, unless --count is given]
@@ -75,6 +87,44 @@ pub(super) struct ProduceArguments {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct ConsumeArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Messages that a pull may bring
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) pull_batch: u32,
+    /// Where to begin: at the first message of each queue, or behind the last
+    #[arg(long, value_enum, default_value_t = From::First)]
+    pub(super) from: From,
+    /// Where a queue ends, begin again at its first message instead of waiting for more
+    #[arg(long)]
+    pub(super) repeat: bool,
+    /// Check the CRC of every message, and that no offset is left out
+    #[arg(long)]
+    pub(super) verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LatencyArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(flatten)]
+    pub(super) messages: MessageArguments,
+    /// Messages a second, over all connections
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) rate: u32,
+    /// Requests that a connection may have unanswered; those due beyond are sent later, and counted as due
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) in_flight: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum From {
+    First,
+    Last,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct MessageArguments {
     /// Size of a message's body, like 128 or 1KiB
     #[arg(long, default_value = "1KiB", value_parser = parse_size)]
@@ -98,12 +148,52 @@ impl Command {
     pub(super) fn common(&self) -> &Common {
         match self {
             Self::Produce(produce) => &produce.common,
+            Self::Consume(consume) => &consume.common,
+            Self::Latency(latency) => &latency.common,
         }
     }
 
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Produce(_) => "produce",
+            Self::Consume(_) => "consume",
+            Self::Latency(_) => "latency",
+        }
+    }
+
+    /// What comes before the measurement.
+    pub(super) fn warmup(&self) -> Duration {
+        let default = match self {
+            // A backlog is there once, and what warm-up reads of it is not measured.
+            Self::Consume(consume) if consume.ends_with_queues() => Duration::ZERO,
+            _ => WARMUP_DEFAULT,
+        };
+        self.common().warmup.unwrap_or(default)
+    }
+
+    /// How long to measure; `None` if the messages decide.
+    pub(super) fn measured(&self) -> Option<Duration> {
+        let common = self.common();
+        match self {
+            _ if common.count.is_some() => None,
+            Self::Consume(consume) if consume.ends_with_queues() => None,
+            _ => Some(common.seconds.unwrap_or(MEASURED_DEFAULT)),
+        }
+    }
+}
+
+impl ConsumeArguments {
+    /// Whether the load is what the queues have now.
+    pub(super) fn ends_with_queues(&self) -> bool {
+        let common = &self.common;
+        common.seconds.is_none() && common.count.is_none() && self.from == From::First && !self.repeat
+    }
+
+    /// Checks what clap cannot.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        match self.repeat && self.from == From::Last {
+            true => Err("--repeat reads what is there, --from last does not".to_string()),
+            false => Ok(()),
         }
     }
 }
@@ -118,18 +208,6 @@ impl Common {
         match self.codec {
             HeaderCodec::Rocketmq => Codec::RocketMq,
             HeaderCodec::Json => Codec::Json,
-        }
-    }
-
-    pub(super) fn warmup(&self) -> Duration {
-        self.warmup.unwrap_or(Duration::from_secs(2))
-    }
-
-    /// How long to measure; `None` if the number of messages decides.
-    pub(super) fn measured(&self) -> Option<Duration> {
-        match self.count {
-            Some(_) => None,
-            None => Some(self.seconds.unwrap_or(Duration::from_secs_f64(SECONDS_DEFAULT))),
         }
     }
 

@@ -99,16 +99,33 @@ pub(super) struct Job<W> {
     pub(super) pace: Option<Pace>,
 }
 
-/// When requests are due: number `n` of this connection at `first + n × step` after the start.
+/// When the requests of a connection are due: those of all connections, taken in turn, at even distances.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
-    pub(super) first_ns: u64,
-    pub(super) step_ns: u64,
+    /// The number of this connection among all.
+    pub(super) connection: u64,
+    pub(super) connections: u64,
+    /// Over all connections: so many requests in so many seconds.
+    pub(super) requests: u64,
+    pub(super) seconds: u64,
+}
+
+impl Pace {
+    /// When request `number` of this connection is due, after the start of the run.
+    fn due(&self, number: u64) -> Duration {
+        // Reckoned from the start each time, so that nothing adds up.
+        let before = u128::from(number) * u128::from(self.connections) + u128::from(self.connection);
+        let ns = before * 1_000_000_000 * u128::from(self.seconds) / u128::from(self.requests.max(1));
+        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+    }
 }
 
 /// What a run needs besides its jobs.
 pub(super) struct Plan<'a> {
     pub(super) common: &'a Common,
+    pub(super) warmup: Duration,
+    /// `None` if the messages decide.
+    pub(super) measured: Option<Duration>,
     pub(super) processes: Vec<Watched>,
     /// Print the live line.
     pub(super) live: bool,
@@ -247,11 +264,11 @@ pub(super) fn run<W: Work>(jobs: Vec<Job<W>>, plan: Plan<'_>) -> Result<Totals, 
         generator: this.usage(),
     };
 
-    let warmup = common.warmup();
+    let warmup = plan.warmup;
     let mut first_look = warmup.is_zero().then(look);
     let begin = Instant::now();
     let start = begin + warmup;
-    let schedule = Schedule { begin, start, end: common.measured().map(|measured| start + measured) };
+    let schedule = Schedule { begin, start, end: plan.measured.map(|measured| start + measured) };
     let (finished, tallies) = mpsc::channel();
     for (number, share) in shares.into_iter().enumerate() {
         let (shared, finished) = (Arc::clone(&shared), finished.clone());
@@ -449,7 +466,7 @@ impl<W: Work> Connection<W> {
     /// When the next request is due, if they are paced.
     fn due_at(&self) -> Option<Instant> {
         let pace = self.job.pace.as_ref()?;
-        Some(self.schedule.begin + Duration::from_nanos(pace.first_ns + pace.step_ns * self.due))
+        Some(self.schedule.begin + pace.due(self.due))
     }
 
     /// Issues what may be issued now. Gives when the next is due, if that is what it waits for.
@@ -588,7 +605,9 @@ impl<W: Work> Connection<W> {
                 (None, Some(end)) => now >= self.schedule.start && now < end,
                 _ => issued >= self.schedule.start,
             };
-            if is_measured {
+            // A pull that waited for messages and found none is no measure of anything.
+            let is_empty = answer.messages == 0 && answer.problem.is_none();
+            if is_measured && !is_empty {
                 self.tally.requests += 1;
                 self.tally.messages += answer.messages;
                 self.tally.bytes += answer.bytes;

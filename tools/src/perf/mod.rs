@@ -12,7 +12,8 @@
 //! ```
 //!
 //! P1  Frames are encoded before the load begins, one for each request that may be in flight. The opaque of a request
-//!     is the number of its frame, which is sent again once it was answered: the run itself encodes nothing.
+//!     is the number of its frame, which is sent again once it was answered: sending encodes nothing during the run.
+//!     Only pulls are written anew, with the next offset.
 //! P2  What counts: in a closed loop with an end in time, what is acknowledged between warm-up and end; else what is
 //!     issued after warm-up, however late its answer.
 //! P3  A paced request's latency counts from when it was due, not from when it could be sent, so a broker that stalls
@@ -21,6 +22,7 @@
 
 mod arguments;
 mod calls;
+mod consume;
 mod load;
 mod process;
 mod produce;
@@ -46,9 +48,15 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let processes =
         common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
     let live = std::io::stderr().is_terminal();
-    let plan = Plan { common, processes, live };
+    let (warmup, measured) = (arguments.command.warmup(), arguments.command.measured());
+    let plan = Plan { common, warmup, measured, processes, live };
     let totals = match &arguments.command {
         Command::Produce(produce) => load::run(produce::jobs(produce, &caller)?, plan)?,
+        Command::Consume(consume) => {
+            consume.validate()?;
+            load::run(consume::jobs(consume, &caller)?, plan)?
+        }
+        Command::Latency(latency) => load::run(produce::paced_jobs(latency, &caller)?, plan)?,
     };
     let report = Report::new(arguments.command.name(), common, &totals);
     let printed = report.print(common.json);

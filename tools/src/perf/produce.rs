@@ -10,9 +10,9 @@ use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
 use ringmq_protocol::request::SendMessageRequest;
 use ringmq_protocol::types::Opaque;
 
-use super::arguments::{Common, MessageArguments, ProduceArguments};
+use super::arguments::{Common, LatencyArguments, MessageArguments, ProduceArguments};
 use super::calls::Caller;
-use super::load::{Answer, Job, Work};
+use super::load::{Answer, Job, Pace, Work};
 use super::spread::{self, Assignment};
 use crate::units::now_ms;
 
@@ -37,7 +37,19 @@ pub(super) fn jobs(arguments: &ProduceArguments, caller: &Caller) -> Result<Vec<
     send_jobs(&arguments.common, &arguments.messages, arguments.in_flight as usize, caller)
 }
 
-pub(super) fn send_jobs(
+/// What `latency` was asked for.
+pub(super) fn paced_jobs(arguments: &LatencyArguments, caller: &Caller) -> Result<Vec<Job<Sends>>, String> {
+    let LatencyArguments { common, messages, rate, in_flight } = arguments;
+    let mut jobs = send_jobs(common, messages, *in_flight as usize, caller)?;
+    let connections = jobs.len() as u64;
+    for (connection, job) in (0..).zip(&mut jobs) {
+        let (requests, seconds) = (u64::from(*rate), u64::from(messages.batch));
+        job.pace = Some(Pace { connection, connections, requests, seconds });
+    }
+    Ok(jobs)
+}
+
+fn send_jobs(
     common: &Common,
     messages: &MessageArguments,
     in_flight: usize,

@@ -51,5 +51,28 @@ pub(super) fn all_queues(brokers: &[BrokerQueues], connections: usize) -> Vec<As
         .collect()
 }
 
+/// Every queue belongs to one connection; there is at least one for each broker.
+///
+/// # Errors
+/// If there are more connections than queues.
+pub(super) fn split_queues(brokers: &[BrokerQueues], connections: usize) -> Result<Vec<Assignment>, String> {
+    let connections = connections.max(brokers.len());
+    let mut assignments = Vec::new();
+    for (number, broker) in brokers.iter().enumerate() {
+        let count = (number..connections).step_by(brokers.len()).count();
+        if count > broker.queues.len() {
+            let (address, queues) = (&broker.address, broker.queues.len());
+            return Err(format!(
+                "{address} has {queues} queues to read, too few for {count} of the connections"
+            ));
+        }
+        assignments.extend((0..count).map(|first| Assignment {
+            address: broker.address.clone(),
+            queues: broker.queues.iter().skip(first).step_by(count).copied().collect(),
+        }));
+    }
+    Ok(assignments)
+}
+
 #[cfg(test)]
 mod tests;

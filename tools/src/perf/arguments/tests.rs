@@ -4,6 +4,10 @@ fn parse(line: &str) -> Result<Arguments, String> {
     Arguments::try_parse_from(line.split_whitespace()).map_err(|error| error.to_string())
 }
 
+fn command(line: &str) -> Command {
+    parse(line).unwrap().command
+}
+
 fn produce(line: &str) -> ProduceArguments {
     match parse(line).map(|arguments| arguments.command) {
         Ok(Command::Produce(produce)) => produce,
@@ -22,18 +26,46 @@ fn only_the_topic_is_needed() {
     let produce = produce("ringmq-perf produce --topic t");
     assert_eq!((produce.messages.size, produce.messages.batch, produce.in_flight), (1024, 1, 1));
     assert_eq!(produce.common.codec(), Codec::RocketMq);
-    assert_eq!(produce.common.measured(), Some(Duration::from_secs(10)));
-    assert_eq!(produce.common.warmup(), Duration::from_secs(2));
+    let command = Command::Produce(produce);
+    assert_eq!(command.measured(), Some(Duration::from_secs(10)));
+    assert_eq!(command.warmup(), Duration::from_secs(2));
     assert!(parse("ringmq-perf produce").unwrap_err().contains("--topic"));
 }
 
 #[test]
 fn a_count_replaces_the_time() {
-    let counted = produce("ringmq-perf produce --topic t --count 5 --warmup 0s --codec json");
-    assert_eq!((counted.common.count, counted.common.measured()), (Some(5), None));
-    assert_eq!((counted.common.warmup(), counted.common.codec()), (Duration::ZERO, Codec::Json));
+    let counted = command("ringmq-perf produce --topic t --count 5 --warmup 0s --codec json");
+    assert_eq!((counted.common().count, counted.measured()), (Some(5), None));
+    assert_eq!((counted.warmup(), counted.common().codec()), (Duration::ZERO, Codec::Json));
     assert!(parse("ringmq-perf produce --topic t --count 5 --seconds 1").is_err());
     assert!(parse("ringmq-perf produce --topic t --count 0").is_err());
+}
+
+#[test]
+fn a_backlog_is_read_to_its_end_unless_told_otherwise() {
+    let measured = |options: &str| {
+        let command = command(&format!("ringmq-perf consume --topic t {options}"));
+        (command.warmup(), command.measured())
+    };
+    let (two, ten) = (Duration::from_secs(2), Some(Duration::from_secs(10)));
+    assert_eq!(measured(""), (Duration::ZERO, None));
+    assert_eq!(measured("--repeat"), (two, ten));
+    assert_eq!(measured("--from last"), (two, ten));
+    assert_eq!(measured("--seconds 5"), (two, Some(Duration::from_secs(5))));
+    assert_eq!(measured("--count 5"), (two, None));
+    match command("ringmq-perf consume --topic t --from last --repeat") {
+        Command::Consume(consume) => assert!(consume.validate().is_err()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn latency_needs_a_rate() {
+    assert!(parse("ringmq-perf latency --topic t").unwrap_err().contains("--rate"));
+    assert!(parse("ringmq-perf latency --topic t --rate 0").is_err());
+    assert!(
+        matches!(command("ringmq-perf latency --topic t --rate 5"), Command::Latency(it) if it.rate == 5)
+    );
 }
 
 #[test]

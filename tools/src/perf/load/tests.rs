@@ -75,7 +75,13 @@ fn success(header: &Header<'_>) -> RemotingCommand {
 fn measure(options: &str, address: String, codec: Codec, pace: Option<Pace>) -> Totals {
     let line = format!("ringmq-perf produce --topic t {options}");
     let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
-    let plan = Plan { common: arguments.command.common(), processes: Vec::new(), live: false };
+    let plan = Plan {
+        common: arguments.command.common(),
+        warmup: arguments.command.warmup(),
+        measured: arguments.command.measured(),
+        processes: Vec::new(),
+        live: false,
+    };
     run(vec![Job { address, work: Pings::new(codec), in_flight: 2, pace }], plan).unwrap()
 }
 
@@ -125,11 +131,21 @@ fn an_answer_to_no_question_ends_the_connection() {
 #[test]
 fn a_paced_run_issues_all_that_was_due_however_late_the_answers() {
     // Due at 0, 10, … 190 ms of a run of 200 ms.
-    let pace = Pace { first_ns: 0, step_ns: 10_000_000 };
+    let pace = Pace { connection: 0, connections: 1, requests: 100, seconds: 1 };
     let address = broker(|header, _| Some(success(header)));
     let totals = measure("--seconds 200ms --warmup 0s", address, Codec::RocketMq, Some(pace));
     assert_eq!((totals.messages, totals.latency.len()), (20, 20));
     assert!(totals.errors.is_empty());
+}
+
+#[test]
+fn connections_are_due_in_turn() {
+    // 3 connections, 2 requests in 3 seconds over all: one each 1.5 s.
+    let pace = |connection| Pace { connection, connections: 3, requests: 2, seconds: 3 };
+    let due = |connection, number| pace(connection).due(number).as_millis();
+    assert_eq!([due(0, 0), due(1, 0), due(2, 0), due(0, 1), due(1, 1)], [0, 1500, 3000, 4500, 6000]);
+    let thirds = Pace { connection: 0, connections: 1, requests: 3, seconds: 1 };
+    assert_eq!(thirds.due(3_000_000), Duration::from_secs(1_000_000));
 }
 
 #[test]

@@ -58,3 +58,17 @@ fn connections_go_to_brokers_in_turn_and_begin_with_different_queues() {
     );
     assert_eq!(all_queues(&[], 3), []);
 }
+
+#[test]
+fn every_queue_is_read_by_one_connection() {
+    let brokers = [broker("a", 3), broker("b", 2)];
+    let split = |connections| {
+        let parts = split_queues(&brokers, connections)?;
+        Ok::<_, String>(parts.into_iter().map(|part| (part.address, part.queues)).collect::<Vec<_>>())
+    };
+    let part = |address: &str, queues: &[i32]| (address.to_string(), queues.to_vec());
+    assert_eq!(split(1), Ok(vec![part("a", &[0, 1, 2]), part("b", &[0, 1])]));
+    assert_eq!(split(3), Ok(vec![part("a", &[0, 2]), part("a", &[1]), part("b", &[0, 1])]));
+    assert_eq!(split(5).map(|parts| parts.len()), Ok(5));
+    assert!(split(6).is_err_and(|problem| problem.starts_with("b has 2 queues")));
+}

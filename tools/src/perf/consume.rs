@@ -1,0 +1,223 @@
+//! Pulls: each queue is read by one connection, which has one pull for it in flight.
+
+use std::collections::BTreeMap;
+
+use ringmq_protocol::body::perm;
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{self, Codec, Frame, Head};
+use ringmq_protocol::message::messages;
+use ringmq_protocol::request::{
+    GetMaxOffsetRequest, GetMinOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
+    pull_flag,
+};
+use ringmq_protocol::types::{Opaque, QueueId};
+
+use super::arguments::{ConsumeArguments, From};
+use super::calls::{CallError, Caller};
+use super::load::{Answer, Job, Problem, Work};
+use super::produce::GROUP;
+use super::spread;
+
+/// How long a broker may hold a pull that finds nothing; what RocketMQ's clients ask for.
+const HOLD_MS: i64 = 15_000;
+
+/// The pulls of one connection.
+pub(super) struct Pulls {
+    topic: String,
+    codec: Codec,
+    messages_max: i32,
+    verify: bool,
+    /// By opaque.
+    queues: Vec<Position>,
+}
+
+/// Where reading a queue is.
+struct Position {
+    queue_id: i32,
+    next: i64,
+    at_end: AtEnd,
+    frame: Vec<u8>,
+}
+
+/// What to do where a queue ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AtEnd {
+    /// Wait for more.
+    Wait,
+    /// Read no further than this offset.
+    StopAt(i64),
+    /// Begin again at this offset.
+    BeginAt(i64),
+}
+
+/// What `consume` was asked for, one job for each connection.
+pub(super) fn jobs(arguments: &ConsumeArguments, caller: &Caller) -> Result<Vec<Job<Pulls>>, String> {
+    let common = &arguments.common;
+    let route = caller.route(&common.topic)?.ok_or_else(|| format!("there is no topic {}", common.topic))?;
+    let mut brokers = spread::brokers(&route, perm::READ, false);
+    let mut positions = BTreeMap::new();
+    for broker in &mut brokers {
+        let mut with_work = Vec::new();
+        for &queue_id in &broker.queues {
+            let (min, max) = offsets(caller, &broker.address, &common.topic, queue_id)?;
+            let next = if arguments.from == From::First { min } else { max };
+            let at_end = match arguments.repeat {
+                true => AtEnd::BeginAt(min),
+                false if arguments.ends_with_queues() => AtEnd::StopAt(max),
+                false => AtEnd::Wait,
+            };
+            if at_end == AtEnd::Wait || min < max {
+                with_work.push(queue_id);
+                positions.insert((broker.address.clone(), queue_id), (next, at_end));
+            }
+        }
+        broker.queues = with_work;
+    }
+    brokers.retain(|broker| !broker.queues.is_empty());
+    if brokers.is_empty() {
+        return Err(format!("topic {} has no messages to read", common.topic));
+    }
+    let mut jobs = Vec::new();
+    for assignment in spread::split_queues(&brokers, common.connections as usize)? {
+        let mut work = Pulls {
+            topic: common.topic.clone(),
+            codec: caller.codec(),
+            messages_max: i32::try_from(arguments.pull_batch).unwrap_or(i32::MAX),
+            verify: arguments.verify,
+            queues: Vec::new(),
+        };
+        for queue_id in assignment.queues {
+            let (next, at_end) = positions[&(assignment.address.clone(), queue_id)];
+            work.queues.push(Position { queue_id, next, at_end, frame: Vec::new() });
+        }
+        for slot in 0..work.queues.len() {
+            work.prepare(slot);
+        }
+        jobs.push(Job { address: assignment.address, in_flight: work.queues.len(), work, pace: None });
+    }
+    Ok(jobs)
+}
+
+/// Offsets of the first message of a queue, and of the one behind its last.
+fn offsets(caller: &Caller, address: &str, topic: &str, queue_id: i32) -> Result<(i64, i64), CallError> {
+    let queue_id = QueueId(u32::try_from(queue_id).unwrap_or_default());
+    let (min, max) = (RequestCode::GET_MIN_OFFSET, RequestCode::GET_MAX_OFFSET);
+    let offset = |code, fields: &dyn frame::Fields| {
+        let answer = caller.ask(address, code, fields)?;
+        OffsetResponse::decode(&answer.header().ext).map(|response| response.offset).map_err(|problem| {
+            CallError::Malformed { address: address.to_string(), code, problem: problem.to_string() }
+        })
+    };
+    Ok((
+        offset(min, &GetMinOffsetRequest { topic: topic.into(), queue_id })?,
+        offset(max, &GetMaxOffsetRequest { topic: topic.into(), queue_id, committed: true })?,
+    ))
+}
+
+impl Pulls {
+    /// Writes the next pull of a queue.
+    fn prepare(&mut self, slot: usize) {
+        let position = &mut self.queues[slot];
+        let fields = PullMessageRequest {
+            consumer_group: GROUP.into(),
+            topic: self.topic.as_str().into(),
+            queue_id: position.queue_id,
+            queue_offset: position.next,
+            max_msg_nums: self.messages_max,
+            sys_flag: pull_flag::SUSPEND | pull_flag::SUBSCRIPTION,
+            commit_offset: 0,
+            suspend_timeout_millis: HOLD_MS,
+            subscription: Some("*".into()),
+            sub_version: 0,
+            expression_type: Some("TAG".into()),
+            max_msg_bytes: None,
+            request_source: None,
+            proxy_forward_client_id: None,
+        };
+        position.frame.clear();
+        // Slots are queues of one broker, at most 65536.
+        let head = Head::request(self.codec, RequestCode::PULL_MESSAGE, Opaque(slot as i32));
+        frame::encode(&mut position.frame, &head, &fields, 0);
+    }
+
+    /// Counts the messages of an answer.
+    fn read(&self, slot: usize, body: &[u8]) -> Answer {
+        let position = &self.queues[slot];
+        let mut answer = Answer::default();
+        for (next, message) in (position.next..).zip(messages(body)) {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => return problem(answer, "malformed message", error.to_string()),
+            };
+            answer.messages += 1;
+            answer.bytes += message.body().len() as u64;
+            if self.verify && answer.problem.is_none() {
+                let place = || format!("queue {}, offset {}", position.queue_id, message.queue_offset().0);
+                if !message.verify_crc() {
+                    answer = problem(answer, "wrong CRC", place());
+                } else if i64::try_from(message.queue_offset().0) != Ok(next) {
+                    answer = problem(answer, "wrong offset", format!("{} instead of {next}", place()));
+                }
+            }
+        }
+        answer
+    }
+}
+
+fn problem(answer: Answer, kind: &str, words: String) -> Answer {
+    Answer { problem: Some(Problem { kind: kind.to_string(), words }), ..answer }
+}
+
+impl Work for Pulls {
+    const ABANDON_AT_END: bool = true;
+
+    fn slots(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn frame(&self, slot: usize) -> &[u8] {
+        &self.queues[slot].frame
+    }
+
+    fn charge(&self) -> u64 {
+        0
+    }
+
+    fn answered(&mut self, slot: usize, code: ResponseCode, frame: &[u8]) -> Answer {
+        let mut answer = match code {
+            ResponseCode::SUCCESS => Answer::default(),
+            ResponseCode::PULL_NOT_FOUND
+            | ResponseCode::PULL_RETRY_IMMEDIATELY
+            | ResponseCode::PULL_OFFSET_MOVED => Answer::default(),
+            // Asked again, it would most likely refuse again, and never come to an end.
+            _ => return Answer { retired: true, ..Answer::refused(code, frame) },
+        };
+        let position = match Frame::decode(frame) {
+            Ok(frame) => {
+                if code == ResponseCode::SUCCESS {
+                    answer = self.read(slot, frame.body);
+                }
+                PullMessageResponse::decode(&frame.header.ext).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let found = match position {
+            Ok(found) => found,
+            // Where to go on is not known.
+            Err(error) => return Answer { retired: true, ..problem(answer, "malformed answer", error) },
+        };
+        let queue = &mut self.queues[slot];
+        queue.next = found.next_begin_offset;
+        match queue.at_end {
+            AtEnd::Wait => {}
+            AtEnd::StopAt(end) => answer.retired = queue.next >= end,
+            AtEnd::BeginAt(first) if queue.next >= found.max_offset => queue.next = first,
+            AtEnd::BeginAt(_) => {}
+        }
+        self.prepare(slot);
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests;
