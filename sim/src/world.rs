@@ -369,7 +369,8 @@ impl World {
         let start = self.watch.borrow().base;
         let mut faults: Vec<(u64, Fault)> = Vec::new();
         for _ in 0..count {
-            let at = start + random.below(2 * SECOND);
+            // Lives are long or short: early moments get as many faults as late ones.
+            let at = start + (random.below(4 * SECOND) >> random.below(12));
             let fault = match random.below(100) {
                 0..18 => Fault::Reset,
                 18..28 => {
@@ -392,7 +393,8 @@ impl World {
             faults.push((at, fault));
         }
         if random.chance(self.rot_percent) {
-            faults.push((start + random.below(2 * SECOND), Fault::Rot));
+            let at = start + (random.below(4 * SECOND) >> random.below(12));
+            faults.push((at, Fault::Rot));
         }
         // Latest first: they are taken from the end.
         faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));

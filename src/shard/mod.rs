@@ -48,7 +48,7 @@ use ringmq_protocol::frame::{Frame, Header};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::request::{FieldError, NotifyConsumerIdsChangedRequest};
 use ringmq_protocol::types::PhysicalOffset;
-use ringmq_storage::{BlockSeq, CommitLog, Prepare, QueueIndex, SegmentBase};
+use ringmq_storage::{AppendError, BlockSeq, CommitLog, Prepare, QueueIndex, SegmentBase};
 use send::PendingBlock;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -319,14 +319,19 @@ impl Shard {
     }
 
     /// Answers a request once all that is staged by now is durable.
-    fn reply_when_durable(&mut self, to: ReplyTo, fx: &mut Effects) {
+    fn reply_when_durable(&mut self, to: ReplyTo, fx: &mut Effects) -> Result<(), Refusal> {
         let is_behind = self.log.staged_bytes() > 0;
+        if let Some(reason) = self.log.poisoned().filter(|_| is_behind) {
+            // What is staged will never be durable.
+            return Err(Refusal::of_append(AppendError::Poisoned { reason: reason.to_owned() }));
+        }
         let last =
             self.log.open_block_seq().or_else(|| Some(BlockSeq(self.log.next_block().0.checked_sub(1)?)));
         match last.filter(|_| is_behind) {
             Some(block) => self.pending(block).replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
             None => fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
         }
+        Ok(())
     }
 
     /// Writes the offsets that are only noted, and names the last block that holds one, if there were any.

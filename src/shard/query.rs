@@ -134,7 +134,7 @@ impl Shard {
                     self.pending(block).replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[])
                 }
                 // The same offset as before, written before: it may still be on its way.
-                None => self.reply_when_durable(request.to, fx),
+                None => self.reply_when_durable(request.to, fx)?,
             }
         }
         Ok(())

@@ -326,9 +326,12 @@ impl Shard {
                 ));
             }
             // A4: success can no longer be told from failure, which is what the sender has to know.
-            let remark = format!("the commit log stopped after a failed write: {reason}");
+            let refusal = Refusal::of_append(AppendError::Poisoned { reason: reason.to_owned() });
             for mut pending in std::mem::take(&mut self.pending) {
-                pending.replies.refuse_all(ResponseCode::SERVICE_NOT_AVAILABLE, &remark, &mut fx.replies);
+                pending.replies.refuse_all(refusal.code, &refusal.remark, &mut fx.replies);
+                for to in pending.announcements.drain(..).filter_map(|announcement| announcement.waiter) {
+                    fx.replies.push(to, refusal.code, Some(&refusal.remark), &(), &[]);
+                }
             }
         }
     }
