@@ -58,12 +58,15 @@ feature=$(java -XshowSettings:properties -version 2>&1 | sed -n 's/^ *java.speci
 # Builds one client version, from the local Maven repository if it has everything, else from the registry.
 build() {
     local out=$java_dir/target/$1
+    mkdir -p "$java_dir/target"
+    # Two runs at once must not build into one directory.
+    exec 9>"$java_dir/target/build.lock"
+    ! command -v flock >/dev/null || flock 9
     if [ -f "$out/complete" ] && [ -z "$(find "$java_dir/pom.xml" "$java_dir/src" -newer "$out/complete" -print -quit)" ]; then
         return
     fi
     command -v mvn >/dev/null || skip "no Maven (mvn) on this machine"
     local log=$java_dir/target/build-$1.log
-    mkdir -p "$java_dir/target"
     local mvn=(mvn -B -q -Dstyle.color=never -f "$java_dir/pom.xml" "-Drocketmq.version=$1" clean package)
     if ! "${mvn[@]}" -o >"$log" 2>&1 && ! "${mvn[@]}" >"$log" 2>&1; then
         if grep -qE 'Could not (resolve|transfer|find artifact)|PluginResolutionException|DependencyResolutionException' "$log"; then
@@ -77,9 +80,10 @@ build() {
     touch "$out/complete"
 }
 
-for version in "${versions[@]}"; do build "$version"; done
+for version in "${versions[@]}"; do build "$version"; exec 9>&-; done
 
-id_file=$java_dir/target/run-id
+# Runs against several brokers at once must not take each other's.
+id_file=$java_dir/target/run-id-${namesrv//[^A-Za-z0-9.]/-}
 if [ -z "$run_id" ] && [ "$phase" = after ]; then
     [ -f "$id_file" ] || fail_usage "--phase after: no --phase before was run here, and no --run-id given"
     run_id=$(cat "$id_file")
@@ -88,11 +92,13 @@ fi
 [ "$phase" != before ] || echo "$run_id" >"$id_file"
 case $phase in before) only=offsets_save ;; after) only=offsets_check ;; esac
 
+output=$(mktemp -d)
+trap 'rm -rf "$output"' EXIT
 passed=0 failed=0 broken=0
 for version in "${versions[@]}"; do
     for codec in $codecs; do
         echo "== client $version, codec $codec"
-        out=$java_dir/target/$version/$codec.out
+        out=$output/$version-$codec
         options=("-Drocketmq.serialize.type=$codec" "-Dinterop.dir=$java_dir/target/$version/run" "-Dinterop.reference=$reference")
         [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
         java -Xmx512m "${options[@]}" -cp "$java_dir/target/$version/interop.jar:$java_dir/target/$version/lib/*" \

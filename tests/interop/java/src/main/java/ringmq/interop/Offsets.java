@@ -63,6 +63,14 @@ final class Offsets {
         });
         lite.shutdown();
         world.report.equal(world.check("lite_committed"), everywhere(queues, 7), Pulling.committed(store, queues));
+
+        // A commit whose answer the client waits for must survive kill -9. It is the last thing sent, and a broker that
+        // keeps commits in order has the one-way commits before it on disk by then too.
+        DefaultMQPullConsumer waits = world.pull(name(world, "waits"));
+        for (MessageQueue queue : queues) {
+            waits.getOffsetStore().updateConsumeOffsetToBroker(queue, 4, false);
+        }
+        world.report.equal(world.check("waits_committed"), everywhere(queues, 4), Pulling.committed(waits, queues));
     }
 
     static void check(World world) throws Exception {
@@ -99,6 +107,9 @@ final class Offsets {
             Pulling.awaitCommitted(world, name(world, "push"), queues, PER_QUEUE / 2));
         world.report.equal(world.check("lite_offsets_survive"), everywhere(queues, 7),
             Pulling.awaitCommitted(world, name(world, "lite"), queues, 7));
+
+        world.report.equal(world.check("awaited_offsets_survive"), everywhere(queues, 4),
+            Pulling.awaitCommitted(world, name(world, "waits"), queues, 4));
 
         Inbox lite = new Inbox();
         DefaultLitePullConsumer liteConsumer = world.lite(name(world, "lite"));
