@@ -67,5 +67,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     }) {
         return Err(format!("cannot print the summary: {error}"));
     }
+    if report.is_empty() {
+        return Err("nothing was answered in the time measured".to_string());
+    }
     Ok(report.is_clean())
 }

@@ -32,7 +32,7 @@ pub(super) struct Used {
     pub(super) system_us: u64,
     /// The highest since the process began.
     pub(super) peak_rss_bytes: u64,
-    /// Name and CPU of each thread that used any, user and system, in order of thread ids.
+    /// CPU of the threads that used any, user and system, those of one name together.
     pub(super) threads: Vec<ThreadUsed>,
 }
 
@@ -76,11 +76,14 @@ impl Watched {
     }
 
     pub(super) fn used(&self, begin: &Usage, end: &Usage) -> Used {
-        let threads = end.threads.iter().filter_map(|(id, (name, cpu_us))| {
+        // Workers of the kernel come and go under one name.
+        let mut by_name: BTreeMap<&str, u64> = BTreeMap::new();
+        for (id, (name, cpu_us)) in &end.threads {
             let before = begin.threads.get(id).map_or(0, |(_, before)| *before);
-            let cpu_us = cpu_us.saturating_sub(before);
-            (cpu_us > 0).then(|| ThreadUsed { name: name.clone(), cpu_us })
-        });
+            *by_name.entry(name).or_default() += cpu_us.saturating_sub(before);
+        }
+        let used = by_name.into_iter().filter(|(_, cpu_us)| *cpu_us > 0);
+        let threads = used.map(|(name, cpu_us)| ThreadUsed { name: name.to_string(), cpu_us });
         Used {
             pid: self.pid,
             user_us: end.user_us.saturating_sub(begin.user_us),
@@ -135,7 +138,7 @@ mod tests {
             threads: threads.iter().map(|(id, name, cpu)| (*id, (name.to_string(), *cpu))).collect(),
         };
         let begin = usage(100, &[(1, "idle", 40), (2, "busy", 60), (3, "gone", 9)]);
-        let end = usage(400, &[(1, "idle", 40), (2, "busy", 300), (4, "new", 60)]);
+        let end = usage(400, &[(1, "idle", 40), (2, "busy", 250), (4, "new", 60), (5, "busy", 50)]);
         let used = Watched { pid: 7 }.used(&begin, &end);
         assert_eq!((used.user_us, used.system_us, used.peak_rss_bytes), (300, 0, 5));
         let threads: Vec<_> = used.threads.iter().map(|thread| (&*thread.name, thread.cpu_us)).collect();

@@ -148,9 +148,14 @@ impl Report {
         }
     }
 
-    /// Whether there were no errors, and something to measure.
+    /// Whether there were no errors.
     pub(super) fn is_clean(&self) -> bool {
-        self.errors.is_empty() && self.messages > 0
+        self.errors.is_empty()
+    }
+
+    /// Whether nothing was measured, not even an error.
+    pub(super) fn is_empty(&self) -> bool {
+        self.errors.is_empty() && self.requests == 0
     }
 
     /// To standard output.
@@ -173,7 +178,7 @@ impl fmt::Display for Report {
         writeln!(f, "requests      {}: {:.0} a second", self.requests, self.requests_per_second)?;
         match &self.latency_us {
             Some(latency) => writeln!(f, "latency       {latency}")?,
-            None => writeln!(f, "latency       nothing was answered in the time measured")?,
+            None => writeln!(f, "latency       unknown")?,
         }
         for broker in &self.brokers {
             writeln!(f, "broker {:<7}{broker}", broker.pid)?;
