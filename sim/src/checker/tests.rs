@@ -1,1 +1,140 @@
+use super::*;
 
+const QUEUE: Queue = Queue { topic: TopicId(0), id: 0 };
+
+fn id(number: u32) -> MessageId {
+    MessageId { producer: 1, number }
+}
+
+fn seen(number: u32, offset: u64) -> Seen {
+    Seen { offset, id: id(number), position: 1_000 * u64::from(number) }
+}
+
+/// Messages 0 to 9 sent; 0 to 4 acknowledged at their own offsets.
+fn checker() -> Checker {
+    let mut checker = Checker::default();
+    for number in 0..10 {
+        let sent = Sent { topic: TopicId(0), tag: (number % 2) as u8, body_bytes: 10, connection: 1, at: 5 };
+        checker.sent(id(number), sent);
+    }
+    for number in 0..5 {
+        checker.acknowledged(id(number), QUEUE, u64::from(number), 1_000 * u64::from(number));
+    }
+    checker
+}
+
+fn anomalies(mut checker: Checker, there: impl IntoIterator<Item = Seen>) -> BTreeSet<Anomaly> {
+    checker.finish(&Contents::from([(QUEUE, there.into_iter().collect())]));
+    checker.violations().iter().map(|violation| violation.anomaly).collect()
+}
+
+fn first(count: u32) -> Vec<Seen> {
+    (0..count).map(|number| seen(number, u64::from(number))).collect()
+}
+
+#[test]
+fn a_right_history_passes_whatever_became_of_unknown_sends() {
+    let mut checker = checker();
+    checker.refused(id(9));
+    checker.pulled(QUEUE, 0..3, &[], &first(3));
+    checker.pulled(QUEUE, 0..3, &[1], &[seen(1, 1)]);
+    assert_eq!(anomalies(checker, first(7)), BTreeSet::new());
+}
+
+#[test]
+fn each_anomaly_of_the_log_is_told_from_the_others() {
+    assert_eq!(anomalies(checker(), first(4)), [Anomaly::LostWrite].into());
+    let mut phantom = checker();
+    phantom.pulled(QUEUE, 4..6, &[], &[seen(4, 4), seen(5, 5)]);
+    assert_eq!(anomalies(phantom, first(5)), [Anomaly::Phantom].into());
+    let mut aborted = checker();
+    aborted.refused(id(5));
+    assert_eq!(anomalies(aborted, first(6)), [Anomaly::AbortedRead].into());
+    let twice = first(5).into_iter().chain([Seen { position: 1, ..seen(4, 5) }]);
+    assert_eq!(anomalies(checker(), twice), [Anomaly::Duplicate].into());
+    let other = first(4).into_iter().chain([seen(7, 4)]);
+    assert!(anomalies(checker(), other).contains(&Anomaly::InconsistentOffset));
+    let disordered = first(5).into_iter().chain([seen(7, 5), seen(6, 6)]);
+    assert_eq!(anomalies(checker(), disordered), [Anomaly::Disorder].into());
+    let gap = first(5).into_iter().chain([seen(5, 6)]);
+    assert_eq!(anomalies(checker(), gap), [Anomaly::Gap].into());
+}
+
+#[test]
+fn pulls_must_not_skip_nor_return_what_is_not_wanted() {
+    let skipping: [(&[u8], &[Seen]); 4] = [
+        (&[], &[seen(0, 0), seen(2, 2)]),
+        (&[0], &[seen(0, 0)]),
+        (&[0], &[seen(0, 0), seen(1, 1), seen(2, 2)]),
+        (&[], &[seen(1, 1), seen(0, 0), seen(2, 2)]),
+    ];
+    for (tags, messages) in skipping {
+        let mut checker = checker();
+        checker.pulled(QUEUE, 0..3, tags, messages);
+        assert_eq!(anomalies(checker, first(5)), [Anomaly::Skipped].into(), "{messages:?}");
+    }
+    let mut excused = checker();
+    excused.unreadable(900..1_100);
+    excused.pulled(QUEUE, 0..3, &[], &[seen(0, 0), seen(2, 2)]);
+    assert_eq!(anomalies(excused, first(5)), BTreeSet::new());
+}
+
+#[test]
+fn damage_excuses_what_was_reported_and_nothing_else() {
+    let mut reported = checker();
+    reported.rot();
+    reported.lost(2_000..2_500);
+    let mut rest = first(5);
+    rest.remove(2);
+    assert_eq!(anomalies(reported, rest.clone()), BTreeSet::new());
+    let mut silent = checker();
+    silent.rot();
+    silent.lost(2_100..2_500);
+    assert_eq!(anomalies(silent, rest), [Anomaly::LostWrite].into());
+}
+
+#[test]
+fn committed_offsets_do_not_go_back() {
+    let key = CommitKey { group: 1, queue: QUEUE };
+    let mut checker = Checker::default();
+    checker.offset_found(key, None, None);
+    checker.committing(key, 3);
+    let second = checker.committing(key, 7);
+    checker.committed(key, second);
+    checker.committing(key, 9);
+    let since = checker.last_commit(key);
+    checker.offset_found(key, since, Some(7));
+    checker.offset_found(key, since, Some(9));
+    assert!(checker.violations().is_empty());
+    checker.offset_found(key, since, Some(3));
+    checker.offset_found(key, since, None);
+    assert_eq!(checker.violations().len(), 2);
+}
+
+#[test]
+fn nothing_is_acknowledged_after_the_log_failed() {
+    let mut checker = checker();
+    checker.log_failed(5);
+    checker.acknowledged(id(5), QUEUE, 5, 5_000);
+    assert!(checker.violations().is_empty(), "it was sent before");
+    checker.log_failed(4);
+    checker.restarted();
+    checker.log_failed(4);
+    checker.acknowledged(id(6), QUEUE, 6, 6_000);
+    assert_eq!(checker.violations()[0].anomaly, Anomaly::AcknowledgedAfterFailure);
+}
+
+#[test]
+fn bytes_tag_and_topic_are_those_that_were_sent() {
+    let body = body_of(id(0), 10);
+    let mut checker = checker();
+    checker.received(TopicId(0), id(0), 0, &body);
+    assert!(checker.violations().is_empty());
+    let mut wrong = body.clone();
+    wrong[9] ^= 1;
+    checker.received(TopicId(0), id(0), 0, &wrong);
+    checker.received(TopicId(0), id(0), 1, &body);
+    checker.received(TopicId(1), id(0), 0, &body);
+    checker.received(TopicId(0), id(70), 0, &body);
+    assert_eq!(checker.violations().len(), 4);
+}

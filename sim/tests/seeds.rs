@@ -1,0 +1,119 @@
+//! The simulator as a test: sound brokers pass, planted mistakes do not, and a seed is a history.
+
+use ringmq_sim::checker::Anomaly;
+use ringmq_sim::{Coverage, Options, Outcome, Planted, run};
+
+fn options() -> Options {
+    Options { steps: 1_000, ..Options::default() }
+}
+
+/// Runs a seed that must pass.
+fn pass(seed: u64, options: &Options) -> Outcome {
+    let outcome = run(seed, options);
+    let violations: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+    assert!(
+        violations.is_empty(),
+        "{}\nrun it again with: cargo run --release -p ringmq-sim -- --seed {seed} --steps {} --verbose",
+        violations.join("\n"),
+        options.steps
+    );
+    outcome
+}
+
+#[test]
+fn sound_brokers_pass_and_the_worlds_are_eventful() {
+    let mut all = Coverage::default();
+    let (mut acknowledged, mut seen) = (0, 0);
+    for seed in 1..=20 {
+        let outcome = pass(seed, &options());
+        acknowledged += outcome.acknowledged;
+        seen += outcome.seen;
+        all.add(&outcome.coverage);
+    }
+    assert!(acknowledged > 5_000 && seen > 5_000, "{acknowledged} acknowledged, {seen} seen");
+    // What never happens is not tested.
+    let happened = [
+        ("crashes", all.crashes),
+        ("stops", all.stops),
+        ("faults", all.faults),
+        ("roll-overs", all.segments.saturating_sub(20)),
+        ("reads from disk", all.disk_reads),
+        ("busy answers", all.busy),
+        ("answers for lack of space", all.no_space),
+        ("failed logs", all.failed_logs),
+        ("pulls that waited", all.long_polls),
+        ("tails cut by recovery", all.cut_tails),
+        ("deleted topics", all.deleted_topics),
+    ];
+    for (what, count) in happened {
+        assert!(count > 0, "no {what}: {all:#?}");
+    }
+}
+
+/// Seeds that found mistakes once, at the number of steps at which they did.
+#[test]
+fn mistakes_found_before_are_gone() {
+    // A batch at the limit of what may wait for the disk; topics and offsets unanswered after a failed write.
+    for (seed, steps) in [(33, 1_500), (35, 1_500), (6, 1_500), (83, 1_500), (116, 1_500)] {
+        pass(seed, &Options { steps, ..Options::default() });
+    }
+}
+
+#[test]
+fn a_seed_is_a_history() {
+    for seed in 0..5 {
+        let (first, second) = (run(seed, &options()), run(seed, &options()));
+        assert_eq!(first.trace, second.trace, "seed {seed}");
+        assert_eq!(first.acknowledged, second.acknowledged);
+    }
+    assert_ne!(run(0, &options()).trace, run(1, &options()).trace);
+}
+
+/// Whether the checker finds a planted mistake within 50 seeds, as one of these anomalies.
+fn finds(planted: Planted, expected: &[Anomaly]) {
+    let options = Options { planted: Some(planted), ..options() };
+    let mut found = Vec::new();
+    for seed in 0..50 {
+        let outcome = run(seed, &options);
+        found.extend(outcome.violations.iter().map(|violation| violation.anomaly));
+        if found.iter().any(|anomaly| expected.contains(anomaly)) {
+            return;
+        }
+    }
+    panic!("{planted:?} was not found as one of {expected:?}, but as {found:?}");
+}
+
+#[test]
+fn a_disk_that_lies_is_found() {
+    finds(Planted::LyingDisk, &[Anomaly::LostWrite, Anomaly::Phantom]);
+}
+
+#[test]
+fn a_write_reported_too_early_is_found() {
+    finds(Planted::EarlyCompletion, &[Anomaly::LostWrite, Anomaly::Phantom]);
+}
+
+#[test]
+fn a_failed_write_taken_for_a_success_is_found() {
+    finds(Planted::HiddenWriteError, &[Anomaly::LostWrite, Anomaly::Phantom]);
+}
+
+#[test]
+fn a_segment_that_is_not_made_durable_is_found() {
+    finds(Planted::UnsyncedSegment, &[Anomaly::LostWrite, Anomaly::Phantom]);
+}
+
+#[test]
+fn a_reply_that_is_not_sent_is_found() {
+    finds(Planted::LostReply, &[Anomaly::Unanswered]);
+}
+
+#[test]
+fn a_reply_that_is_sent_twice_is_found() {
+    finds(Planted::DoubledReply, &[Anomaly::AnsweredTwice]);
+}
+
+#[test]
+fn a_wrong_bit_in_a_reply_is_found() {
+    finds(Planted::WrongBit, &[Anomaly::WrongBytes]);
+}
