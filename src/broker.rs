@@ -4,7 +4,7 @@
 use crate::config::{Config, ConfigError, Flush, NameServers};
 use crate::driver::{Backstage, Driver, FromShard, LogFiles, ToShard};
 use crate::housekeeping::{self, ShardEnded, ShardLink};
-use crate::namesrv;
+use crate::namesrv::{self, BIND_PATIENCE};
 use crate::shard::{FlushDiskType, Shard, ShardConfig, limits};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ringmq_net::Limits;
@@ -29,9 +29,7 @@ const PORT_STEP: u16 = 10;
 const VIP_PORT_OFFSET: u16 = 2;
 /// Messages between a shard and the housekeeping thread that may wait.
 const CHANNEL_MESSAGES_MAX: usize = 4096;
-/// A killed process's sockets can outlive it by a moment.
-const BIND_PATIENCE: Duration = Duration::from_millis(500);
-/// So can its writes, and with them its lock on the data directory.
+/// A killed process's writes can outlive it by a moment, and with them its lock on the data directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a broker does not start, or stops by itself; one line that says what to do.

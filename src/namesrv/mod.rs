@@ -17,4 +17,5 @@ pub mod routes;
 mod server;
 pub mod settings;
 
+pub(crate) use server::BIND_PATIENCE;
 pub use server::{Limits, Options, run};

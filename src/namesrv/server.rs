@@ -41,6 +41,8 @@ const INPUT_BYTES_INITIAL: usize = 2 * 1024;
 const OUTPUT_BYTES_FLUSH: usize = 64 * 1024;
 /// After a failed accept (no file descriptors, say) the next one waits.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// A killed process's sockets can outlive it by a moment, until the kernel has ended its ring.
+pub(crate) const BIND_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the end of the server waits for its connections.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
@@ -113,12 +115,24 @@ pub fn run(
         Some(path) => load_kv(path)?,
         None => KvConfig::default(),
     };
-    let listener = StdListener::bind(listen).map_err(|error| explain_bind(listen, &error))?;
+    let listener = bind(listen).map_err(|error| explain_bind(listen, &error))?;
     let address = listener.local_addr()?;
     // The runtime is built here rather than by `tokio_uring::start`, which panics where io_uring is not allowed.
     let runtime = tokio_uring::Runtime::new(&tokio_uring::builder()).map_err(|error| explain_ring(&error))?;
     ready(address);
     runtime.block_on(serve(listener, kv, options, stop))
+}
+
+fn bind(listen: SocketAddr) -> io::Result<StdListener> {
+    let deadline = Instant::now() + BIND_PATIENCE;
+    loop {
+        match StdListener::bind(listen) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn explain_bind(listen: SocketAddr, error: &io::Error) -> io::Error {
