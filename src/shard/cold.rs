@@ -1,15 +1,19 @@
 //! Reads of the log for messages that are not in the tail any more.
 //!
-//! C1  Bytes from disk are checked, block by block, before anything of them leaves.
-//! C2  A damaged block costs the messages in it and is reported each time it is met; it stops nobody.
+//! C1  What is read is a *stretch*: whole blocks. Every block of it is checked before anything of it leaves, once.
+//! C2  A damaged block costs the messages in it and is reported when it is read; it stops nobody.
+//! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them.
 
 use super::Shard;
 use super::effects::{Effects, LogRead, ReplyTo};
 use super::hold::Pull;
-use super::limits::{COLD_CACHE_COUNT, COLD_READS_MAX};
+use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX};
 use bytes::Bytes;
+use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::types::{PhysicalOffset, QueueOffset};
+use ringmq_storage::BlockSpan;
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 /// A range of the log within one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,8 +23,8 @@ pub(super) struct LogRange {
 }
 
 impl LogRange {
-    pub(super) fn end(&self) -> u64 {
-        self.position.0 + u64::from(self.len)
+    pub(super) fn end(&self) -> PhysicalOffset {
+        PhysicalOffset(self.position.0 + u64::from(self.len))
     }
 }
 
@@ -33,12 +37,35 @@ pub(super) enum Purpose {
     View { to: ReplyTo, position: PhysicalOffset },
 }
 
-/// A read of whole blocks, and what it is for.
-#[derive(Debug)]
-pub(super) struct ColdRead {
-    /// From the start of a block to the end of one.
-    pub(super) span: LogRange,
-    pub(super) purpose: Purpose,
+impl Purpose {
+    fn reply_to(&self) -> ReplyTo {
+        match self {
+            Purpose::Pull { pull, .. } => pull.to,
+            Purpose::View { to, .. } => *to,
+        }
+    }
+}
+
+/// A stretch of the log that was read and checked.
+pub(super) struct Stretch {
+    span: BlockSpan,
+    bytes: Bytes,
+    damaged: Vec<BlockSpan>,
+}
+
+impl Stretch {
+    /// The bytes of a range in it, unless the block around it is damaged.
+    fn get(&self, range: LogRange) -> Option<Bytes> {
+        let is_damaged =
+            self.damaged.iter().any(|block| block.start <= range.position && range.end() <= block.end());
+        let from = (range.position.0 - self.span.start.0) as usize;
+        (!is_damaged).then(|| self.bytes.slice(from..from + range.len as usize))
+    }
+}
+
+struct ColdRead {
+    span: BlockSpan,
+    purpose: Purpose,
 }
 
 #[derive(Default)]
@@ -46,23 +73,13 @@ pub(super) struct ColdReads {
     next_id: u64,
     in_flight: BTreeMap<u64, ColdRead>,
     waiting: VecDeque<ColdRead>,
-    /// Spans lately read and checked, newest last.
-    cache: VecDeque<(PhysicalOffset, Bytes)>,
+    /// Newest last.
+    kept: VecDeque<Rc<Stretch>>,
 }
 
 impl ColdReads {
-    fn cached(&self, span: LogRange) -> Option<Bytes> {
-        self.cache.iter().rev().find_map(|(start, bytes)| {
-            let offset = span.position.0.checked_sub(start.0)? as usize;
-            bytes.get(offset..offset + span.len as usize).map(|range| bytes.slice_ref(range))
-        })
-    }
-
-    fn remember(&mut self, position: PhysicalOffset, bytes: &Bytes) {
-        if self.cache.len() == COLD_CACHE_COUNT {
-            self.cache.pop_front();
-        }
-        self.cache.push_back((position, bytes.clone()));
+    fn kept(&self, position: PhysicalOffset) -> Option<&Rc<Stretch>> {
+        self.kept.iter().rev().find(|stretch| stretch.span.start <= position && position < stretch.span.end())
     }
 
     fn submit(&mut self, read: ColdRead, fx: &mut Effects) {
@@ -71,90 +88,90 @@ impl ColdReads {
         }
         let id = self.next_id;
         self.next_id += 1;
-        fx.reads.push(LogRead { id, position: read.span.position, len: read.span.len });
+        fx.reads.push(LogRead { id, position: read.span.start, len: read.span.len });
         self.in_flight.insert(id, read);
     }
 }
 
 impl Shard {
-    /// Reads a span, now from the cache or later from the disk, and goes on with its purpose.
-    pub(super) fn read_cold(&mut self, read: ColdRead, fx: &mut Effects) {
-        match self.cold.cached(read.span) {
-            Some(bytes) => self.on_cold_bytes(read, &bytes, fx),
-            None => self.cold.submit(read, fx),
+    /// The stretch from which a message at `position` would be taken: one that is kept, or one to be read.
+    pub(super) fn cold_span(&self, position: PhysicalOffset) -> BlockSpan {
+        let to_read = || self.log.blocks().stretch(position, COLD_READ_BYTES_MAX, self.log.durable());
+        let kept = self.cold.kept(position).map(|stretch| stretch.span);
+        kept.or_else(to_read).expect("the index names only what is in a block")
+    }
+
+    /// Gets a stretch, now or once it is read, and goes on with its purpose.
+    pub(super) fn read_cold(&mut self, span: BlockSpan, purpose: Purpose, fx: &mut Effects) {
+        match self.cold.kept(span.start).filter(|stretch| stretch.span == span).cloned() {
+            Some(stretch) => self.on_stretch(purpose, &stretch, fx),
+            None if self.cold.waiting.len() >= COLD_WAITING_MAX => {
+                let remark = format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
+                fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
+            }
+            None => self.cold.submit(ColdRead { span, purpose }, fx),
         }
     }
 
     /// A read of the log has ended.
     pub fn on_read(&mut self, id: u64, result: Result<Bytes, String>, fx: &mut Effects) {
         let read = self.cold.in_flight.remove(&id).expect("a read ends once");
+        let span = read.span;
         match result {
             Ok(bytes) => {
-                assert_eq!(bytes.len(), read.span.len as usize);
-                self.cold.remember(read.span.position, &bytes);
-                self.on_cold_bytes(read, &bytes, fx);
+                let stretch = Rc::new(self.check(span, bytes, fx));
+                if self.cold.kept.len() == COLD_CACHE_COUNT {
+                    self.cold.kept.pop_front();
+                }
+                self.cold.kept.push_back(stretch.clone());
+                self.on_stretch(read.purpose, &stretch, fx);
             }
             Err(reason) => {
-                let line = format!(
-                    "reading {} bytes of the log at {} failed: {reason}",
-                    read.span.len, read.span.position
-                );
-                match read.purpose {
-                    Purpose::Pull { pull, .. } => self.refuse_read(pull.to, &line, fx),
-                    Purpose::View { to, .. } => self.refuse_read(to, &line, fx),
-                }
+                let line =
+                    format!("reading {} bytes of the log at {} failed: {reason}", span.len, span.start);
+                self.refuse_read(read.purpose.reply_to(), &line, fx);
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
         }
         if let Some(waiting) = self.cold.waiting.pop_front() {
-            self.read_cold(waiting, fx);
+            self.read_cold(waiting.span, waiting.purpose, fx);
         }
     }
 
-    fn on_cold_bytes(&mut self, read: ColdRead, bytes: &Bytes, fx: &mut Effects) {
-        match read.purpose {
+    /// C1: every block against its checksum.
+    fn check(&self, span: BlockSpan, bytes: Bytes, fx: &mut Effects) -> Stretch {
+        assert_eq!(bytes.len(), span.len as usize);
+        let mut damaged = Vec::new();
+        for block in self.log.blocks().blocks_of(span) {
+            let from = (block.start.0 - span.start.0) as usize;
+            if let Err(problem) = self.log.verify_block(block, &bytes[from..from + block.len as usize]) {
+                fx.log_error(format!(
+                    "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
+                    self.config.broker_name, block.start, block.len
+                ));
+                damaged.push(block);
+            }
+        }
+        Stretch { span, bytes, damaged }
+    }
+
+    fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {
+        match purpose {
             Purpose::Pull { pull, ranges, next } => {
-                let body = ranges
-                    .into_iter()
-                    .filter_map(|range| {
-                        let checked = self.checked(range, read.span, bytes);
-                        checked.map_err(|line| fx.log_error(line)).ok()
-                    })
-                    .collect();
+                let body = ranges.into_iter().filter_map(|range| stretch.get(range)).collect();
                 self.reply_found(&pull, body, next, fx);
             }
             Purpose::View { to, position } => {
-                let block = self
-                    .log
-                    .block_containing(position)
-                    .map(|span| LogRange { position: span.start, len: span.len });
-                let block = block.expect("the read was made for it");
-                match self.checked(block, read.span, bytes) {
-                    Ok(block_bytes) => self.reply_view(to, position, block.position, &block_bytes, fx),
-                    Err(line) => {
-                        self.refuse_read(to, &line, fx);
-                        fx.log_error(line);
-                    }
+                let block = self.log.block_containing(position).expect("the read was made for it");
+                match stretch.get(LogRange { position: block.start, len: block.len }) {
+                    Some(bytes) => self.reply_view(to, position, block.start, &bytes, fx),
+                    None => self.refuse_read(
+                        to,
+                        &format!("the block of the log at {} is damaged", block.start),
+                        fx,
+                    ),
                 }
             }
         }
-    }
-
-    /// The bytes of `range`, once the block around it is known to be what was written.
-    fn checked(&self, range: LogRange, span: LogRange, bytes: &Bytes) -> Result<Bytes, String> {
-        let block =
-            self.log.block_containing(range.position).expect("the index names only what is in a block");
-        let slice = |range: LogRange| {
-            let from = (range.position.0 - span.position.0) as usize;
-            bytes.slice(from..from + range.len as usize)
-        };
-        let whole = slice(LogRange { position: block.start, len: block.len });
-        self.log.verify_block(block, &whole).map_err(|problem| {
-            format!(
-                "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
-                self.config.broker_name, block.start, block.len
-            )
-        })?;
-        Ok(slice(range))
     }
 }

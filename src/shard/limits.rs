@@ -18,6 +18,8 @@ pub const COLD_READ_BYTES_MAX: u32 = 1 << 20;
 pub const COLD_CACHE_COUNT: usize = 8;
 /// Reads of the log under way for pulls and look-ups.
 pub const COLD_READS_MAX: usize = 64;
+/// Pulls and look-ups that may wait for their turn to read.
+pub const COLD_WAITING_MAX: usize = 100_000;
 /// Pulls that may wait for messages.
 pub const HELD_PULLS_MAX: usize = 200_000;
 /// Longest time a pull may wait, whatever the client asks for.

@@ -7,13 +7,11 @@
 //! P3  Bytes that come from disk are checked before they leave (`cold.rs`).
 //! P4  An answer without messages carries progress, or the pull has waited: no client can be made to spin.
 
-use super::cold::{ColdRead, LogRange, Purpose};
+use super::cold::{LogRange, Purpose};
 use super::effects::{Effects, ReplyTo};
 use super::filter::Filter;
 use super::hold::Pull;
-use super::limits::{
-    COLD_READ_BYTES_MAX, HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX,
-};
+use super::limits::{HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX};
 use super::offsets::Commit;
 use super::{Refusal, Request, Shard};
 use bytes::Bytes;
@@ -21,7 +19,7 @@ use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, SubscriptionData, perm};
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_protocol::types::{QueueId, QueueOffset};
-use ringmq_storage::QueueIx;
+use ringmq_storage::{BlockSpan, QueueIx};
 use std::rc::Rc;
 
 impl Shard {
@@ -130,7 +128,7 @@ impl Shard {
             }
             Some(span) => {
                 let purpose = Purpose::Pull { pull, ranges: found.ranges, next };
-                self.read_cold(ColdRead { span, purpose }, fx);
+                self.read_cold(span, purpose, fx);
             }
         }
     }
@@ -242,34 +240,28 @@ struct Found {
     ranges: Vec<LogRange>,
     messages: usize,
     bytes: usize,
-    /// Whole blocks that hold the ranges, if they are not in the tail.
-    cold_span: Option<LogRange>,
+    /// Where the ranges lie, if not in the tail.
+    cold_span: Option<BlockSpan>,
 }
 
 impl Found {
     /// Adds a message, if it still fits in the response.
     fn add(&mut self, range: LogRange, pull: &Pull, shard: &Shard) -> bool {
         let len = range.len as usize;
-        if self.messages > 0 && (self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX) {
-            return false;
-        }
-        let is_cold = shard.log.tail_start() > range.position;
-        if self.messages > 0 && is_cold != self.cold_span.is_some() {
-            return false;
-        }
-        if is_cold {
-            let block =
-                shard.log.block_containing(range.position).expect("the index names only what is in a block");
-            let start = self.cold_span.map_or(block.start, |span| span.position);
-            let span_len = block.start.0 + u64::from(block.len) - start.0;
-            let is_other_segment = shard.locate(start).0 != shard.locate(block.start).0;
-            if self.messages > 0 && (span_len > u64::from(COLD_READ_BYTES_MAX) || is_other_segment) {
+        let is_cold = range.position < shard.log.tail_start();
+        if self.messages == 0 {
+            // The first message is always taken, whatever its size.
+            self.cold_span = is_cold.then(|| shard.cold_span(range.position));
+        } else {
+            let is_full = self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX;
+            let is_elsewhere = is_cold != self.cold_span.is_some()
+                || self.cold_span.is_some_and(|span| range.end() > span.end());
+            if is_full || is_elsewhere {
                 return false;
             }
-            self.cold_span = Some(LogRange { position: start, len: span_len as u32 });
         }
         match self.ranges.last_mut() {
-            Some(last) if last.end() == range.position.0 => last.len += range.len,
+            Some(last) if last.end() == range.position => last.len += range.len,
             _ => self.ranges.push(range),
         }
         self.messages += 1;

@@ -1,6 +1,6 @@
 //! Look-ups: offsets of queues and groups, and a message by its place in the log.
 
-use super::cold::{ColdRead, LogRange, Purpose};
+use super::cold::Purpose;
 use super::effects::{Effects, ReplyTo};
 use super::limits::RECENT_BYTES;
 use super::offsets::Commit;
@@ -144,14 +144,10 @@ impl Shard {
     pub(super) fn on_view_message(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let position = ViewMessageByIdRequest::decode(&request.header.ext)?.offset;
         let block = self.log.block_containing(position).filter(|_| position < self.log.durable());
-        let span = block
-            .map(|block| LogRange { position: block.start, len: block.len })
-            .ok_or_else(|| not_there(position))?;
-        match self.log.tail(span.position, span.len) {
-            Some(bytes) => self.reply_view(request.to, position, span.position, &bytes, fx),
-            None => {
-                self.read_cold(ColdRead { span, purpose: Purpose::View { to: request.to, position } }, fx)
-            }
+        let block = block.ok_or_else(|| not_there(position))?;
+        match self.log.tail(block.start, block.len) {
+            Some(bytes) => self.reply_view(request.to, position, block.start, &bytes, fx),
+            None => self.read_cold(self.cold_span(position), Purpose::View { to: request.to, position }, fx),
         }
         Ok(())
     }

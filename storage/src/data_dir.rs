@@ -18,6 +18,7 @@ use crate::config::SEGMENT_BYTES_MAX;
 use crate::log::Prepare;
 use crate::recover::SegmentStore;
 use crate::segment::SegmentBase;
+use crate::tail::aligned_buffer;
 
 /// Format of a data directory that this code writes, and the newest that it reads.
 pub const DATA_FORMAT: u32 = 1;
@@ -251,13 +252,19 @@ fn has_segments(dir: &Path) -> bool {
 
 /// Fills a stretch of a segment's file with zeros and makes them durable; makes the file, at its full size, if need be.
 /// For the housekeeping thread. An error leaves the log as it was: it may be tried again.
+///
+/// Past the page cache where the file system can do that: pages that it kept would have to be thrown out by each direct
+/// write of the log, which for that reason would go to a kernel worker thread.
 pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Result<()> {
     let path = segment_path(shard_dir, wanted.segment);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    let open =
+        |flags| OpenOptions::new().create(true).truncate(false).write(true).custom_flags(flags).open(&path);
+    let file = open(libc::O_DIRECT).or_else(|_| open(0))?;
     if file.metadata()?.len() < segment_bytes {
         file.set_len(segment_bytes)?;
     }
-    let zeros = vec![0; ZEROS_BYTES];
+    let mut zeros = aligned_buffer(ZEROS_BYTES);
+    zeros.resize(ZEROS_BYTES, 0);
     let mut at = wanted.from;
     while at < wanted.to {
         let step = (wanted.to - at).min(ZEROS_BYTES as u64);

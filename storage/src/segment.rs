@@ -113,6 +113,37 @@ impl BlockIndex {
         })
     }
 
+    /// The blocks from the one that holds a position on, as far as they lie within `bytes_max` bytes, below `end` and in
+    /// one segment; at least that one block. `None` if no block holds the position.
+    pub fn stretch(
+        &self,
+        position: PhysicalOffset,
+        bytes_max: u32,
+        end: PhysicalOffset,
+    ) -> Option<BlockSpan> {
+        let (segment, first) = self.find(position)?;
+        let start = segment.blocks[first].relative_start;
+        let limit = (u64::from(start) + u64::from(bytes_max)).min(end.0.saturating_sub(segment.base.0));
+        let ends_within =
+            |block: &BlockEntry| u64::from(block.relative_start) + u64::from(block.len) <= limit;
+        let last = segment.blocks[first..].partition_point(ends_within).max(1) + first - 1;
+        let last = segment.blocks[last];
+        let start_position = PhysicalOffset(segment.base.0 + u64::from(start));
+        Some(BlockSpan { start: start_position, len: last.relative_start + last.len - start })
+    }
+
+    /// The blocks of a stretch, in order.
+    pub fn blocks_of(&self, stretch: BlockSpan) -> impl Iterator<Item = BlockSpan> + '_ {
+        let found = self.find(stretch.start);
+        let blocks = found.map_or(&[][..], |(segment, first)| &segment.blocks[first..]);
+        let base = found.map_or(0, |(segment, _)| segment.base.0);
+        let span = move |block: &BlockEntry| BlockSpan {
+            start: PhysicalOffset(base + u64::from(block.relative_start)),
+            len: block.len,
+        };
+        blocks.iter().map(span).take_while(move |block| block.end() <= stretch.end())
+    }
+
     /// Store timestamp of the messages of the block that holds a position.
     pub fn store_timestamp(&self, position: PhysicalOffset) -> Option<StoreTimestamp> {
         self.find(position).map(|(segment, index)| segment.blocks[index].store_timestamp)

@@ -69,3 +69,23 @@ fn file_names_are_positions_of_twenty_digits() {
         assert_eq!(SegmentBase::from_file_name(other), None, "{other}");
     }
 }
+
+#[test]
+fn a_stretch_is_whole_blocks_of_one_segment_below_the_end() {
+    let mut index = BlockIndex::new(MIB);
+    // Two blocks without a gap, one after a gap, and one in the next segment.
+    for (start, len) in [(0, 104), (104, 200), (4096, 96), (MIB, 64)] {
+        index.push(span(start, len), StoreTimestamp(0));
+    }
+    let all = PhysicalOffset(2 * MIB);
+    let stretch = |position, bytes_max, end| index.stretch(PhysicalOffset(position), bytes_max, end);
+    assert_eq!(stretch(50, 1 << 20, all), Some(span(0, 4192)));
+    assert_eq!(stretch(50, 4191, all), Some(span(0, 304)));
+    assert_eq!(stretch(50, 10, all), Some(span(0, 104)), "at least one block");
+    assert_eq!(stretch(110, 1 << 20, PhysicalOffset(4096)), Some(span(104, 200)));
+    assert_eq!(stretch(MIB, 1 << 20, all), Some(span(MIB, 64)));
+    assert_eq!(stretch(1000, 1 << 20, all), None, "between blocks");
+    let blocks = |stretch| index.blocks_of(stretch).collect::<Vec<_>>();
+    assert_eq!(blocks(span(0, 4192)), [span(0, 104), span(104, 200), span(4096, 96)]);
+    assert_eq!(blocks(span(104, 200)), [span(104, 200)]);
+}
