@@ -67,10 +67,14 @@ final class Offsets {
         // A commit whose answer the client waits for must survive kill -9. It is the last thing sent, and a broker that
         // keeps commits in order has the one-way commits before it on disk by then too.
         DefaultMQPullConsumer waits = world.pull(name(world, "waits"));
-        for (MessageQueue queue : queues) {
-            waits.getOffsetStore().updateConsumeOffsetToBroker(queue, 4, false);
-        }
-        world.report.equal(world.check("waits_committed"), everywhere(queues, 4), Pulling.committed(waits, queues));
+        boolean answered = Await.until(() -> {
+            for (MessageQueue queue : queues) {
+                waits.getOffsetStore().updateConsumeOffsetToBroker(queue, 4, false);
+            }
+            return true;
+        });
+        world.report.check(world.check("waits_committed"), answered && Pulling.committed(waits, queues).equals(everywhere(queues, 4)),
+            Pulling.committed(waits, queues).toString());
     }
 
     static void check(World world) throws Exception {
