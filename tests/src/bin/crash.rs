@@ -14,6 +14,7 @@ use ringmq_tests::crash::checker::Kind;
 use ringmq_tests::crash::cycle::{Cycle, Fault, Settings, Totals, run};
 use ringmq_tests::crash::disk::LoopDisk;
 use ringmq_tests::{TempDir, binaries};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -67,6 +68,9 @@ struct Common {
     /// A fault comes after at most this many acknowledged messages
     #[arg(long, default_value_t = 3000)]
     messages: u64,
+    /// Crash this program, as it is, instead of a broker built from the sources
+    #[arg(long, value_name = "FILE")]
+    broker: Option<PathBuf>,
     /// One line for each cycle
     #[arg(long)]
     verbose: bool,
@@ -128,6 +132,8 @@ impl Run {
         let plan = |name: String, common: Common, cycles, disk, is_planted, is_selftest| Run {
             name,
             settings: Settings {
+                // Built now, before there is anything to clean up.
+                broker: common.broker.unwrap_or_else(|| binaries::binary("ringmq-broker")),
                 cycles: common.cycles.unwrap_or(cycles),
                 seed: common.seed,
                 shards: common.shards,
@@ -163,8 +169,6 @@ impl Run {
 }
 
 fn carry_out(run_: &Run) -> Result<ExitCode, Failure> {
-    // Builds it, before there is anything to clean up.
-    binaries::binary("ringmq-broker");
     let temp = TempDir::new("crash");
     let mut fault = match run_.disk {
         None => Fault::Kill,
@@ -223,7 +227,8 @@ fn summary(run: &Run, totals: &Totals) -> String {
         counted.map(|kind| format!("{} {}", totals.count(*kind), kind.name())).collect();
     let first = totals.first_violation.map(|cycle| format!(", first in cycle {cycle}")).unwrap_or_default();
     format!(
-        "{}: {} cycles, {} acknowledged, {}{first}, {} consumed; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
+        "{}{}: {} cycles, {} acknowledged, {}{first}, {} consumed; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
+        if totals.is_interrupted { "interrupted: " } else { "" },
         run.name,
         totals.cycles,
         totals.load.acknowledged,

@@ -32,6 +32,8 @@ pub enum Fault {
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The program.
+    pub broker: PathBuf,
     pub cycles: u32,
     pub seed: u64,
     pub shards: u16,
@@ -128,7 +130,13 @@ pub fn run(
     stop: &AtomicBool,
     mut watch: impl FnMut(&Cycle<'_>),
 ) -> Result<Totals, Failure> {
-    let spec = Spec::new(data, settings.shards, settings.segment_size.clone(), settings.flush);
+    let spec = Spec::new(
+        settings.broker.clone(),
+        data,
+        settings.shards,
+        settings.segment_size.clone(),
+        settings.flush,
+    );
     let addresses = spec.addresses();
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut history = History::default();

@@ -2,7 +2,7 @@
 //! start, and panics otherwise; here a failed start is a finding, and a file system must be unmounted after it.)
 
 use super::Failure;
-use crate::{PATIENCE, binaries, ports};
+use crate::{PATIENCE, ports};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 /// How a broker is started, time and again.
 #[derive(Clone, Debug)]
 pub struct Spec {
+    pub program: PathBuf,
     pub data: PathBuf,
     pub shards: u16,
     pub segment_size: String,
@@ -26,9 +27,15 @@ pub struct Spec {
 }
 
 impl Spec {
-    pub fn new(data: PathBuf, shards: u16, segment_size: String, flush: &'static str) -> Self {
+    pub fn new(
+        program: PathBuf,
+        data: PathBuf,
+        shards: u16,
+        segment_size: String,
+        flush: &'static str,
+    ) -> Self {
         let (port, name_server_port) = (ports::free_for_shards(shards), ports::free());
-        Self { data, shards, segment_size, flush, port, name_server_port }
+        Self { program, data, shards, segment_size, flush, port, name_server_port }
     }
 
     /// Where the shards listen.
@@ -52,7 +59,7 @@ impl Process {
     /// Starts a broker and does not wait for it.
     pub fn spawn(spec: &Spec) -> Result<Self, Failure> {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
-        let mut command = Command::new(binaries::binary("ringmq-broker"));
+        let mut command = Command::new(&spec.program);
         command.arg("--data").arg(&spec.data).args(["--listen", &local(spec.port)]);
         command.args(["--embedded-namesrv", &local(spec.name_server_port)]);
         command.args(["--shards", &spec.shards.to_string()]).args(["--segment-size", &spec.segment_size]);
