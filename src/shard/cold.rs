@@ -106,7 +106,8 @@ impl Shard {
         match self.cold.kept(span.start).filter(|stretch| stretch.span == span).cloned() {
             Some(stretch) => self.on_stretch(purpose, &stretch, fx),
             None if self.cold.waiting.len() >= COLD_WAITING_MAX => {
-                let remark = format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
+                let remark =
+                    format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
                 fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
             }
             None => self.cold.submit(ColdRead { span, purpose }, fx),
