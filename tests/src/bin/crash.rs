@@ -185,7 +185,13 @@ fn carry_out(run_: &Run) -> Result<ExitCode, Failure> {
         Fault::PowerCut(disk) => disk.path().join("data"),
     };
     let started = Instant::now();
-    let totals = run(&run_.settings, &mut fault, data, &STOP, |cycle| report(run_, cycle))?;
+    let outcome = run(&run_.settings, &mut fault, data, &STOP, |cycle| report(run_, cycle));
+    let is_finding = outcome.as_ref().map_or(true, |totals| totals.violations_in_all() > 0);
+    if is_finding && run_.settings.flush == "sync" {
+        eprintln!("what is left of the broker's data is kept in {}", temp.path().display());
+        std::mem::forget(temp);
+    }
+    let totals = outcome?;
     if run_.json {
         println!("{}", json(run_, &totals, started));
     } else {

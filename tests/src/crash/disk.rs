@@ -11,6 +11,7 @@ use super::Failure;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
@@ -95,7 +96,8 @@ impl LoopDisk {
     pub fn arm(&self) -> Result<Cutter, Failure> {
         let mut command = Command::new(self.helper[0]);
         command.args(&self.helper[1..]).arg(&self.mount_point);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Ctrl-C is for this program alone, here and in `run`.
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn()?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (stdin, stdout) = pipes.ok_or_else(|| Failure("the helper has no pipes".to_owned()))?;
@@ -185,7 +187,7 @@ fn owner_of(folder: &OsStr) -> Option<&str> {
 }
 
 fn run(command: &mut Command) -> Result<(), Failure> {
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = command.process_group(0).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
     }
