@@ -195,7 +195,7 @@ impl World {
             broker: None,
             is_active: false,
             faults: Vec::new(),
-            rot_percent: if random.chance(12) { 10 } else { 0 },
+            rot_percent: if random.chance(15) { 50 } else { 0 },
             segment_bytes: random.between(1, 4) << 20,
             sector_bytes: if random.chance(80) { 4096 } else { 8192 },
             is_direct,
@@ -269,7 +269,7 @@ impl World {
 
     fn log_config(&mut self) -> LogConfig {
         let random = &mut self.random;
-        let record_bytes_max = 160 << 10;
+        let record_bytes_max = 150 << 10;
         let chunk_bytes = 256 << 10;
         LogConfig {
             shard: 0,
