@@ -428,10 +428,9 @@ impl Checker {
         // Ids grow in the order in which a producer sends.
         for (id, (queue, offset)) in &self.places {
             let Some((sent, _)) = self.sends.get(id) else { continue };
-            if let Some((before, at)) = last.insert((sent.connection, *queue), (*id, *offset)) {
-                if at > *offset {
-                    found.push(format!("{queue}: {before} at {at}, {id}, sent after it, at {offset}"));
-                }
+            let before = last.insert((sent.connection, *queue), (*id, *offset));
+            if let Some((before, at)) = before.filter(|(_, at)| at > offset) {
+                found.push(format!("{queue}: {before} at {at}, {id}, sent after it, at {offset}"));
             }
         }
         for text in found {
