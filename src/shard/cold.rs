@@ -1,7 +1,8 @@
 //! Reads of the log for messages that are not in the tail any more.
 //!
 //! C1  What is read is a *stretch*: whole blocks. Every block of it is checked before anything of it leaves, once.
-//! C2  A damaged block costs the messages in it and is reported when it is read; it stops nobody.
+//! C2  What is found damaged is read once more: a disk may stutter. A block that stays damaged costs the messages in it
+//!     and is reported; it stops nobody.
 //! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them.
 
 use super::Shard;
@@ -65,6 +66,7 @@ impl Stretch {
 
 struct ColdRead {
     span: BlockSpan,
+    is_second_try: bool,
     purpose: Purpose,
 }
 
@@ -80,6 +82,13 @@ pub(super) struct ColdReads {
 impl ColdReads {
     fn kept(&self, position: PhysicalOffset) -> Option<&Rc<Stretch>> {
         self.kept.iter().rev().find(|stretch| stretch.span.start <= position && position < stretch.span.end())
+    }
+
+    fn keep(&mut self, stretch: Rc<Stretch>) {
+        if self.kept.len() == COLD_CACHE_COUNT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(stretch);
     }
 
     fn submit(&mut self, read: ColdRead, fx: &mut Effects) {
@@ -110,7 +119,7 @@ impl Shard {
                     format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
                 fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
             }
-            None => self.cold.submit(ColdRead { span, purpose }, fx),
+            None => self.cold.submit(ColdRead { span, is_second_try: false, purpose }, fx),
         }
     }
 
@@ -120,11 +129,24 @@ impl Shard {
         let span = read.span;
         match result {
             Ok(bytes) => {
-                let stretch = Rc::new(self.check(span, bytes, fx));
-                if self.cold.kept.len() == COLD_CACHE_COUNT {
-                    self.cold.kept.pop_front();
+                let (stretch, problems) = self.check(span, bytes);
+                if !problems.is_empty() && !read.is_second_try {
+                    fx.log(format!(
+                        "{}: reading {} bytes of the log at {} again: {}",
+                        self.config.broker_name, span.len, span.start, problems[0]
+                    ));
+                    return self.cold.submit(ColdRead { is_second_try: true, ..read }, fx);
                 }
-                self.cold.kept.push_back(stretch.clone());
+                let stretch = Rc::new(stretch);
+                if problems.is_empty() {
+                    self.cold.keep(stretch.clone());
+                }
+                for problem in problems {
+                    fx.log_error(format!(
+                        "{}: {problem}; its messages cannot be delivered",
+                        self.config.broker_name
+                    ));
+                }
                 self.on_stretch(read.purpose, &stretch, fx);
             }
             Err(reason) => {
@@ -140,20 +162,20 @@ impl Shard {
     }
 
     /// C1: every block against its checksum.
-    fn check(&self, span: BlockSpan, bytes: Bytes, fx: &mut Effects) -> Stretch {
+    fn check(&self, span: BlockSpan, bytes: Bytes) -> (Stretch, Vec<String>) {
         assert_eq!(bytes.len(), span.len as usize);
-        let mut damaged = Vec::new();
+        let (mut damaged, mut problems) = (Vec::new(), Vec::new());
         for block in self.log.blocks().blocks_of(span) {
             let from = (block.start.0 - span.start.0) as usize;
             if let Err(problem) = self.log.verify_block(block, &bytes[from..from + block.len as usize]) {
-                fx.log_error(format!(
-                    "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
-                    self.config.broker_name, block.start, block.len
+                problems.push(format!(
+                    "the block of the log at {} ({} bytes) is damaged: {problem}",
+                    block.start, block.len
                 ));
                 damaged.push(block);
             }
         }
-        Stretch { span, bytes, damaged }
+        (Stretch { span, bytes, damaged }, problems)
     }
 
     fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {

@@ -460,27 +460,32 @@ fn everything_that_was_acknowledged_is_there_after_a_restart() {
 }
 
 #[test]
-fn a_damaged_block_costs_its_messages_and_is_reported() {
+fn a_damaged_block_is_read_again_and_costs_its_messages_if_it_stays_damaged() {
     let mut f = Fixture::new(FlushDiskType::Sync);
     for body in [&b"one"[..], b"two", b"three"] {
         f.send("T", 0, "", body);
         f.settle();
     }
-    let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
-    let pull = f.pull("T", 0, 0, "*");
-    let read = f.fx.reads.pop().unwrap();
-    let (segment, offset) = f.shard.locate(read.position);
-    let mut bytes = f.disk.0[&segment][offset as usize..][..read.len as usize].to_vec();
-    let at = bytes.windows(3).position(|window| window == b"two").unwrap();
-    bytes[at] ^= 1;
-    f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
-    f.collect();
-    assert_eq!(f.pulled(pull).unwrap(), (0, 3, vec![b"one".to_vec(), b"three".to_vec()]));
-    assert!(
-        f.fx.news
-            .iter()
-            .any(|news| matches!(news, News::Log { error: true, line } if line.contains("damaged")))
-    );
+    let all = vec![b"one".to_vec(), b"two".to_vec(), b"three".to_vec()];
+    for (spoiled_reads, bodies) in [(2, vec![all[0].clone(), all[2].clone()]), (1, all)] {
+        let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
+        let pull = f.pull("T", 0, 0, "*");
+        for try_number in 0..2 {
+            let read = f.fx.reads.pop().unwrap();
+            let (segment, offset) = f.shard.locate(read.position);
+            let mut bytes = f.disk.0[&segment][offset as usize..][..read.len as usize].to_vec();
+            if try_number < spoiled_reads {
+                let at = bytes.windows(3).position(|window| window == b"two").unwrap();
+                bytes[at] ^= 1;
+            }
+            f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
+        }
+        f.collect();
+        assert_eq!(f.pulled(pull).unwrap(), (0, 3, bodies));
+        let is_report =
+            |news: &News| matches!(news, News::Log { error: true, line } if line.contains("damaged"));
+        assert_eq!(f.fx.news.iter().any(is_report), spoiled_reads == 2);
+    }
 }
 
 #[test]
