@@ -70,8 +70,8 @@ impl LogConfig {
         let whole_block = u64::from(self.record_bytes_max) + HEADER_BYTES as u64 + 2 * sector;
         let check = |holds: bool, text: &str| if holds { Ok(()) } else { Err(text.to_string()) };
         check(
-            self.sector_bytes.is_power_of_two() && (512..=1 << 16).contains(&self.sector_bytes),
-            "sector_bytes must be a power of two from 512 to 65536",
+            self.sector_bytes.is_power_of_two() && (4096..=1 << 16).contains(&self.sector_bytes),
+            "sector_bytes must be a power of two from 4096 to 65536",
         )?;
         check(
             self.segment_bytes.is_multiple_of(MIB) && (MIB..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes),
