@@ -1,12 +1,12 @@
 //! `ringmq-namesrv`: the name server in a process of its own.
 
 use clap::Parser;
+use ringmq::broker::stop_signal;
 use ringmq::namesrv::{self, Options};
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// RingMQ's name server: tells RocketMQ clients which brokers serve a topic.
@@ -52,19 +52,5 @@ fn main() -> ExitCode {
             eprintln!("ringmq-namesrv: {error}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Ready at Ctrl-C or SIGTERM.
-async fn stop_signal() {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        // Without handlers the signals end the process in the ordinary way.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
     }
 }
