@@ -219,7 +219,8 @@ final class Pulling {
                     found.put(offset, message);
                 }
             }
-            return found.containsKey(until - 1);
+            // All of them: what a pull under way brings after the seek may be the last ones first.
+            return found.size() == until - from;
         });
         return found.values();
     }
