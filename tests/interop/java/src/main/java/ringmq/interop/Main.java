@@ -130,8 +130,8 @@ public final class Main {
         System.setProperty("rocketmq.client.logRoot", logs);
         System.setProperty("rocketmq.log.root", logs);
         System.setProperty("rocketmq.client.localOffsetStoreDir", dir.resolve("offsets").toString());
-        // Clients rebalance when the broker tells them to. The timer that would hide a missing notification is moved
-        // beyond the end of every wait here.
-        System.setProperty("rocketmq.client.rebalance.waitInterval", "600000");
+        // Longer than any step takes on a broker's notification, shorter than a check waits: a client whose rebalance thread is
+        // woken just as it goes to sleep misses that and all later calls until its timer, and its shutdown waits for it too.
+        System.setProperty("rocketmq.client.rebalance.waitInterval", "20000");
     }
 }
