@@ -101,10 +101,6 @@ impl Replies {
         }
         self.bytes.clear();
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
 }
 
 fn head<'a>(to: ReplyTo, code: i32, flag: i32, remark: Option<&'a str>) -> Head<'a> {
