@@ -8,12 +8,14 @@
 //!   queue_index  for every queue, where its messages are
 //!   recover      from files to all of the above
 //!   data_dir     the files themselves: directory, lock, metadata, zeroing ahead
+//!   chunks       a list that grows without copying
 //!   config       every size and limit
 //!
 //! The layout on disk, and why no crash loses what was acknowledged, is in docs/format.md.
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod chunks;
 mod config;
 mod data_dir;
 mod log;

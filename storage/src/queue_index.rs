@@ -46,10 +46,10 @@ pub struct OffsetUsed {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Packed {
-    relative_position: u32,
-    size: u32,
-    tags_code: i32,
+pub(crate) struct Packed {
+    pub(crate) relative_position: u32,
+    pub(crate) size: u32,
+    pub(crate) tags_code: i32,
 }
 
 const _: () = assert!(size_of::<Packed>() == 12);

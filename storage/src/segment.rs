@@ -51,16 +51,17 @@ impl BlockSpan {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct BlockEntry {
-    relative_start: u32,
-    len: u32,
-    store_timestamp: StoreTimestamp,
+pub(crate) struct BlockEntry {
+    pub(crate) relative_start: u32,
+    pub(crate) len: u32,
+    pub(crate) store_timestamp: StoreTimestamp,
 }
 
+/// The blocks of one segment, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct SegmentBlocks {
-    base: SegmentBase,
-    blocks: Vec<BlockEntry>,
+pub struct SegmentBlocks {
+    pub(crate) base: SegmentBase,
+    pub(crate) blocks: Vec<BlockEntry>,
     /// A bit a block: read back from disk and found right. Grows with the highest block verified.
     verified: Vec<u64>,
 }
