@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::SEGMENT_BYTES_MAX;
+use crate::indexes::{INDEX_SUFFIX, index_file_name};
 use crate::log::Prepare;
 use crate::recover::SegmentStore;
 use crate::segment::SegmentBase;
@@ -25,6 +26,7 @@ pub const DATA_FORMAT: u32 = 1;
 const LOCK_NAME: &str = "lock";
 const METADATA_NAME: &str = "ringmq.json";
 const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
+const INDEX_ASIDE_SUFFIX: &str = ".index.new";
 /// Zeros are written in small pieces: a write through the page cache keeps the log's own writes to the file waiting.
 const ZEROS_BYTES: usize = 128 << 10;
 
@@ -174,6 +176,11 @@ pub fn segment_path(shard_dir: &Path, segment: SegmentBase) -> PathBuf {
     shard_dir.join(segment.file_name())
 }
 
+/// The file of a segment's index.
+pub fn index_path(shard_dir: &Path, segment: SegmentBase) -> PathBuf {
+    shard_dir.join(index_file_name(segment))
+}
+
 fn parse_metadata(root: &Path, bytes: &[u8]) -> Result<Metadata, OpenError> {
     #[derive(Deserialize)]
     struct Format {
@@ -276,6 +283,17 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     sync_dir(shard_dir)
 }
 
+/// Deletes a segment, and its index before it: an index without its segment is a loss, and would be reported as one.
+pub fn remove_segment(shard_dir: &Path, segment: SegmentBase) -> io::Result<()> {
+    for path in [index_path(shard_dir, segment), segment_path(shard_dir, segment)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sync_dir(shard_dir)?,
+        }
+    }
+    Ok(())
+}
+
 /// Segment files of one shard, read past the page cache where the file system can do that: after a failed sync the
 /// page cache may hold what the disk does not.
 #[derive(Debug)]
@@ -346,6 +364,41 @@ impl SegmentStore for FsStore {
 
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
         self.file(segment)?.sync_data()
+    }
+
+    fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        let mut indexes = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if let Some(base) = name.strip_suffix(INDEX_SUFFIX).and_then(SegmentBase::from_file_name) {
+                indexes.push((base, entry.metadata()?.len()));
+            } else if name.ends_with(INDEX_ASIDE_SUFFIX) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        indexes.sort_unstable();
+        Ok(indexes)
+    }
+
+    fn read_index(&mut self, segment: SegmentBase, page: u32, buffer: &mut [u8]) -> io::Result<()> {
+        let file = File::open(index_path(&self.dir, segment))?;
+        file.read_exact_at(buffer, u64::from(page) * buffer.len() as u64)
+    }
+
+    fn write_index(
+        &mut self,
+        segment: SegmentBase,
+        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let path = index_path(&self.dir, segment);
+        let aside = self.dir.join(format!("{segment}{INDEX_ASIDE_SUFFIX}"));
+        let mut file = File::create(&aside)?;
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_dir(&self.dir)
     }
 }
 

@@ -74,6 +74,10 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
         }
     }
 
+    pub(super) fn store(&mut self) -> &mut S {
+        self.store
+    }
+
     /// The block at a position, if there is a whole one.
     pub(super) fn block(&mut self, position: u64) -> Result<Result<Block<'_>, Gap>, RecoverError> {
         let identity = self.config.identity();
