@@ -175,7 +175,10 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
             address: ready.address,
             directory,
             log: ready.log.clone(),
-            retention: Retention { bytes: config.retention.bytes.map(|bytes| bytes / u64::from(data.shards())), ..config.retention },
+            retention: Retention {
+                bytes: config.retention.bytes.map(|bytes| bytes / u64::from(data.shards())),
+                ..config.retention
+            },
             sealed: ready.sealed.clone(),
             topics: ready.topics.clone(),
             inbox,

@@ -296,8 +296,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 24 * 3600,
         _ => return Err(format!("{text:?} is not a time: use a number and s, m, h or d, like 72h")),
     };
-    let number: u64 =
-        number.parse().map_err(|_| format!("{text:?} is not a time: it must begin with a number, like 72h"))?;
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a time: it must begin with a number, like 72h"))?;
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
 }
 
@@ -372,7 +373,9 @@ mod tests {
         let config = resolve("", "retention-time = \"90s\"").unwrap();
         assert_eq!(config.retention.age, Duration::from_secs(90));
         assert_eq!((config.retention.bytes, config.retention.forced), (None, false));
-        assert!(parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err());
+        assert!(
+            parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err()
+        );
     }
 
     #[test]

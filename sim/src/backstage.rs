@@ -122,11 +122,7 @@ pub(crate) struct Housekeeping {
 
 impl Housekeeping {
     /// The shard's end of the channels, and this one.
-    pub(crate) fn new(
-        disk: SimDisk,
-        log: LogConfig,
-        seed: u64,
-    ) -> (Backstage, Housekeeping) {
+    pub(crate) fn new(disk: SimDisk, log: LogConfig, seed: u64) -> (Backstage, Housekeeping) {
         let (to_shard, inbox) = crossbeam::channel::bounded(64);
         // Small, so that a driver has to keep some of what it wants to say.
         let (outbox, from_shard) = crossbeam::channel::bounded(4);
@@ -180,7 +176,8 @@ impl Housekeeping {
                 Due::Rebuild(segment, replay_from) => {
                     let mut store = SimStore(self.disk.clone());
                     let rebuilt = rebuild_index(&mut store, &self.log, segment, replay_from);
-                    let result = rebuilt.map(|(header, _)| Box::new(header)).map_err(|error| error.to_string());
+                    let result =
+                        rebuilt.map(|(header, _)| Box::new(header)).map_err(|error| error.to_string());
                     self.tell(ToShard::Rebuilt { segment, result });
                 }
             }

@@ -311,13 +311,14 @@ impl World {
         };
         let wall_ms = ring.now().wall_ms;
         let record_bytes_max = log.record_bytes_max;
-        let boot = match Shard::boot(config, log.clone(), &mut SimStore(self.disk.clone()), wall_ms, &mut |_| {}) {
-            Ok(boot) => boot,
-            Err(error) => {
-                self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
-                return false;
-            }
-        };
+        let boot =
+            match Shard::boot(config, log.clone(), &mut SimStore(self.disk.clone()), wall_ms, &mut |_| {}) {
+                Ok(boot) => boot,
+                Err(error) => {
+                    self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
+                    return false;
+                }
+            };
         let report = &boot.report;
         self.say(|| {
             format!(
@@ -343,8 +344,7 @@ impl World {
             );
             self.checker.report(Anomaly::LostWrite, text);
         }
-        let (backstage, mut housekeeping) =
-            Housekeeping::new(self.disk.clone(), log, self.random.next_u64());
+        let (backstage, mut housekeeping) = Housekeeping::new(self.disk.clone(), log, self.random.next_u64());
         housekeeping.forgets_to_sync = self.options.planted == Some(Planted::UnsyncedSegment);
         let files = LogFiles::new(LOG_DIR.into(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);

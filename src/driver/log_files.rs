@@ -1,7 +1,7 @@
 //! The open files of a shard: segments of the log, and the indexes beside them.
 
-use ringmq_ring::{Access, File, OpenMode, Ring};
 use crate::shard::LogFile;
+use ringmq_ring::{Access, File, OpenMode, Ring};
 use ringmq_storage::{SegmentBase, index_path, segment_path};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

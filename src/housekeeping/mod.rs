@@ -14,11 +14,11 @@ use crate::driver::{FromShard, ToShard};
 use crate::shard::News;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use registration::Registrar;
-pub use segments::Retention;
-use segments::{Job, keep};
 use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::Waker;
 use ringmq_storage::{IndexHeader, LogConfig};
+pub use segments::Retention;
+use segments::{Job, keep};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -129,7 +129,9 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
                             }
                             News::TopicDeleted { topic } => registrar.topic_deleted(index, &topic),
                             News::Seal(segment) => give(Job::Seal(segment)),
-                            News::Rebuild { segment, replay_from } => give(Job::Rebuild { segment, replay_from }),
+                            News::Rebuild { segment, replay_from } => {
+                                give(Job::Rebuild { segment, replay_from })
+                            }
                             News::Released(segment) => give(Job::Released(segment)),
                             News::Kept { segment, reason } => give(Job::Kept { segment, reason }),
                         }

@@ -9,7 +9,8 @@ use super::{RETRY, ShardLink, log};
 use crate::driver::ToShard;
 use ringmq_protocol::types::StoreTimestamp;
 use ringmq_storage::{
-    ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex, rebuild_index, remove_segment, seal,
+    ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex,
+    rebuild_index, remove_segment, seal,
 };
 use std::collections::VecDeque;
 use std::io;
@@ -58,12 +59,8 @@ impl Sealed {
 /// Works for one shard until its jobs end.
 pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: UnboundedReceiver<Job>) {
     let shard = &shards[index];
-    let mut keeper = Keeper {
-        shard,
-        sealed: shard.sealed.iter().map(Sealed::of).collect(),
-        asked: None,
-        told_of: None,
-    };
+    let mut keeper =
+        Keeper { shard, sealed: shard.sealed.iter().map(Sealed::of).collect(), asked: None, told_of: None };
     let mut check = tokio::time::interval(RETENTION_CHECK);
     loop {
         tokio::select! {
@@ -96,7 +93,10 @@ impl Keeper<'_> {
             Job::Kept { segment, reason } => {
                 self.asked = None;
                 if self.told_of.replace(segment) != Some(segment) {
-                    log(false, &format!("{}: segment {segment} is due and kept: {reason}", self.shard.broker_name));
+                    log(
+                        false,
+                        &format!("{}: segment {segment} is due and kept: {reason}", self.shard.broker_name),
+                    );
                 }
             }
         }
@@ -113,7 +113,10 @@ impl Keeper<'_> {
                 }
                 Err(error) => {
                     let name = &self.shard.broker_name;
-                    log(true, &format!("{name}: the index of a segment cannot be written, will try again: {error}"));
+                    log(
+                        true,
+                        &format!("{name}: the index of a segment cannot be written, will try again: {error}"),
+                    );
                     self.shard.tell(ToShard::SealFailed { reason: error.to_string() });
                     tokio::time::sleep(RETRY).await;
                 }
@@ -129,7 +132,10 @@ impl Keeper<'_> {
         let name = &self.shard.broker_name;
         let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
             for damage in damaged {
-                log(true, &format!("{name}: {} bytes of the log at {} are damaged", damage.bytes, damage.position));
+                log(
+                    true,
+                    &format!("{name}: {} bytes of the log at {} are damaged", damage.bytes, damage.position),
+                );
             }
             log(false, &format!("{name}: the index of segment {segment} was written anew"));
             Box::new(header)
@@ -142,7 +148,9 @@ impl Keeper<'_> {
         let done = spawn_blocking(move || remove_segment(&directory, segment)).await;
         let name = &self.shard.broker_name;
         match done.map_err(io::Error::other).and_then(|done| done) {
-            Ok(()) => log(false, &format!("{name}: segment {segment} was deleted: {}", self.shard.retention.why())),
+            Ok(()) => {
+                log(false, &format!("{name}: segment {segment} was deleted: {}", self.shard.retention.why()))
+            }
             // Not in the way of anything; the next start finds it and treats it as the oldest segment.
             Err(error) => log(true, &format!("{name}: segment {segment} cannot be deleted: {error}")),
         }
@@ -155,7 +163,9 @@ impl Keeper<'_> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stored = Duration::from_millis(u64::try_from(oldest.last_timestamp.0).unwrap_or(0));
         let retention = self.shard.retention;
-        if now.saturating_sub(stored) > retention.age || retention.bytes.is_some_and(|bytes| self.bytes() > bytes) {
+        if now.saturating_sub(stored) > retention.age
+            || retention.bytes.is_some_and(|bytes| self.bytes() > bytes)
+        {
             self.asked = Some(oldest.base);
             self.shard.tell(ToShard::Release { segment: oldest.base, forced: retention.forced });
         }
@@ -179,7 +189,8 @@ impl Keeper<'_> {
 impl Retention {
     fn why(&self) -> String {
         let hours = self.age.as_secs_f64() / 3600.0;
-        let bytes = self.bytes.map_or(String::new(), |bytes| format!(", or all files take more than {bytes} bytes"));
+        let bytes =
+            self.bytes.map_or(String::new(), |bytes| format!(", or all files take more than {bytes} bytes"));
         format!("its last message is older than {hours:.1} hours{bytes}")
     }
 }

@@ -344,7 +344,8 @@ impl Shard {
         let mut stats = TopicStatsTable::default();
         let mut missing = Missing::default();
         for queue_id in 0..topic.queue_count() {
-            let offsets = match self.known_queue(name, QueueId(queue_id)).map(|queue| self.queue_stats(queue)) {
+            let offsets = match self.known_queue(name, QueueId(queue_id)).map(|queue| self.queue_stats(queue))
+            {
                 Some(Ok(offsets)) => offsets,
                 Some(Err(more)) => {
                     missing.0.extend(more.0);

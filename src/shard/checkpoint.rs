@@ -130,12 +130,14 @@ impl Shard {
     /// Writes what is left of a piece by now; gives the bytes.
     fn write_piece(&mut self, piece: &Piece) -> Result<u64, Refusal> {
         let (kind, bodies) = match piece {
-            Piece::Topic(topic) => {
-                (kind::TOPIC, self.topics.get(topic).map(|topic| topic.config.to_json()).into_iter().collect())
-            }
-            Piece::Group(group) => {
-                (kind::GROUP, self.groups.configs.get(&**group).map(|config| config.to_json()).into_iter().collect())
-            }
+            Piece::Topic(topic) => (
+                kind::TOPIC,
+                self.topics.get(topic).map(|topic| topic.config.to_json()).into_iter().collect(),
+            ),
+            Piece::Group(group) => (
+                kind::GROUP,
+                self.groups.configs.get(&**group).map(|config| config.to_json()).into_iter().collect(),
+            ),
             Piece::Offsets(group, topic) => {
                 let commits = self.offsets.queues(group, topic);
                 let commits = commits.map(|(queue_id, offset)| Commit { group, topic, queue_id, offset });

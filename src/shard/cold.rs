@@ -187,13 +187,7 @@ impl Shard {
         if self.cold.waiting.len() >= COLD_WAITING_MAX {
             let remark =
                 format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
-            return fx.replies.push(
-                purpose.reply_to(),
-                ResponseCode::SYSTEM_BUSY,
-                Some(&remark),
-                &(),
-                &[],
-            );
+            return fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
         }
         if self.cold.in_flight.len() >= COLD_READS_MAX {
             return self.cold.waiting.push_back((block, is_exact, purpose));
@@ -218,7 +212,8 @@ impl Shard {
         match result {
             Ok(bytes) => self.on_cold_bytes(read, bytes, fx),
             Err(reason) => {
-                let line = format!("reading {} bytes of the log at {} failed: {reason}", read.len, read.start);
+                let line =
+                    format!("reading {} bytes of the log at {} failed: {reason}", read.len, read.start);
                 self.refuse_read(read.purpose.reply_to(), &line, fx);
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
@@ -342,7 +337,10 @@ impl Shard {
     }
 
     /// The start of the block around a position, or of one shortly before it. `None` if the log has nothing there.
-    pub(super) fn block_before(&mut self, position: PhysicalOffset) -> Result<Option<PhysicalOffset>, Missing> {
+    pub(super) fn block_before(
+        &mut self,
+        position: PhysicalOffset,
+    ) -> Result<Option<PhysicalOffset>, Missing> {
         match self.log.blocks().containing(position) {
             Some(block) => Ok(Some(block.start).filter(|_| position < self.log.durable())),
             None => self.sealed.block_before(position),
@@ -359,11 +357,18 @@ impl Shard {
     }
 
     /// The message that begins at `position`, out of the block around it, which was checked or comes from memory.
-    pub(super) fn message_in(&self, block: PhysicalOffset, bytes: &Bytes, position: PhysicalOffset) -> Option<Bytes> {
+    pub(super) fn message_in(
+        &self,
+        block: PhysicalOffset,
+        bytes: &Bytes,
+        position: PhysicalOffset,
+    ) -> Option<Bytes> {
         let header = BlockHeader::read(bytes, self.log.config().identity(), block);
         let block = header.and_then(|header| header.unchecked(bytes)).ok()?;
         records(&block).flatten().find_map(|record| match record {
-            Record::Message { position: at, message } if at == position => Some(bytes.slice_ref(message.as_bytes())),
+            Record::Message { position: at, message } if at == position => {
+                Some(bytes.slice_ref(message.as_bytes()))
+            }
             _ => None,
         })
     }

@@ -36,7 +36,11 @@ pub(super) struct Find {
 }
 
 impl Shard {
-    pub(super) fn on_query_message(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
+    pub(super) fn on_query_message(
+        &mut self,
+        request: &Request<'_>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
         let asked = QueryMessageRequest::decode(&request.header.ext)?;
         let count_max = match usize::try_from(asked.max_num) {
             _ if asked.unique_key_query => FIND_UNIQUE_MAX,

@@ -126,7 +126,9 @@ impl Groups {
     pub(super) fn online_subscriptions(&self, model: MessageModel) -> Vec<(String, String)> {
         let groups = self.consumers.iter().filter(|(_, group)| group.message_model == model);
         groups
-            .flat_map(|(name, group)| group.subscriptions.keys().map(move |topic| (name.clone(), topic.clone())))
+            .flat_map(|(name, group)| {
+                group.subscriptions.keys().map(move |topic| (name.clone(), topic.clone()))
+            })
             .collect()
     }
 

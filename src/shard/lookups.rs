@@ -138,7 +138,9 @@ impl Shard {
         match taken {
             Ok(()) => self.on_page(page, fx),
             // Released meanwhile: whoever waits asks again, and is told of the new first offset.
-            Err(_) if self.sealed.headers().all(|header| header.base != page.segment) => self.on_page(page, fx),
+            Err(_) if self.sealed.headers().all(|header| header.base != page.segment) => {
+                self.on_page(page, fx)
+            }
             Err(_) if !is_second_try => self.read_page(page, true, fx),
             Err(problem) => self.on_bad_page(page, &problem, fx),
         }
@@ -202,7 +204,12 @@ impl Shard {
     }
 
     /// An index was written anew, or could not be.
-    pub fn on_rebuilt(&mut self, segment: SegmentBase, result: Result<IndexHeader, String>, fx: &mut Effects) {
+    pub fn on_rebuilt(
+        &mut self,
+        segment: SegmentBase,
+        result: Result<IndexHeader, String>,
+        fx: &mut Effects,
+    ) {
         self.lookups.rebuilding.remove(&segment);
         match result {
             Ok(header) if self.sealed.headers().any(|old| old.base == segment) => self.sealed.replace(header),

@@ -57,7 +57,8 @@ use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::request::{FieldError, NotifyConsumerIdsChangedRequest};
 use ringmq_protocol::types::PhysicalOffset;
 use ringmq_storage::{
-    AppendError, BlockSeq, CommitLog, IndexHeader, Missing, Prepare, QueueIndex, SealedSegments, SegmentBase, SegmentIndex,
+    AppendError, BlockSeq, CommitLog, IndexHeader, Missing, Prepare, QueueIndex, SealedSegments, SegmentBase,
+    SegmentIndex,
 };
 use send::PendingBlock;
 use std::borrow::Cow;
@@ -286,7 +287,10 @@ impl Shard {
     pub fn next_deadline_ms(&self) -> Option<i64> {
         let scan = self.groups.has_clients().then_some(self.scan_clients_at_ms);
         let checkpoint = self.checkpoints.is_running().then_some(self.now.monotonic_ms + CHECKPOINT_PAUSE_MS);
-        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint].into_iter().flatten().min()
+        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.
@@ -390,7 +394,8 @@ impl Shard {
     fn on_appended(&mut self, position: PhysicalOffset) {
         let segment = SegmentBase::of(position, self.log.config().segment_bytes);
         if let Some(full) = self.active.replace(segment).filter(|full| *full != segment) {
-            let blocks = self.log.blocks().segment(full).expect("its blocks are in memory until it is sealed").clone();
+            let blocks =
+                self.log.blocks().segment(full).expect("its blocks are in memory until it is sealed").clone();
             let end = self.log.sealed_end();
             self.frozen.push_back(self.index.freeze(blocks, end, self.checkpoints.replay_from));
         }
@@ -398,8 +403,8 @@ impl Shard {
 
     /// Hands over the full segments that are durable now.
     fn seal_segments(&mut self, fx: &mut Effects) {
-        while let Some(index) = self.frozen.pop_front_if(|index| index.end.position <= self.log.durable()) {
-            fx.news.push(News::Seal(index));
+        while self.frozen.front().is_some_and(|index| index.end.position <= self.log.durable()) {
+            fx.news.extend(self.frozen.pop_front().map(News::Seal));
         }
     }
 

@@ -72,7 +72,10 @@ impl Offsets {
 
     /// All pairs of a group and a topic that have offsets, in order.
     pub(super) fn pairs(&self) -> Vec<(&str, &str)> {
-        let topics = self.groups.iter().flat_map(|(group, topics)| topics.keys().map(move |topic| (&**group, &**topic)));
+        let topics = self
+            .groups
+            .iter()
+            .flat_map(|(group, topics)| topics.keys().map(move |topic| (&**group, &**topic)));
         let mut pairs: Vec<(&str, &str)> = topics.collect();
         pairs.sort_unstable();
         pairs

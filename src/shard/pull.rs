@@ -119,7 +119,8 @@ impl Shard {
         if let Some((last, _)) = sealed.last() {
             next = QueueOffset(last.0 + 1);
             for (offset, SealedEntry { entry, block, .. }) in sealed {
-                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, Some(block), &pull, self) {
+                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, Some(block), &pull, self)
+                {
                     next = offset;
                     break;
                 }

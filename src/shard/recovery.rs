@@ -19,8 +19,8 @@ use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_storage::{
-    ChainPoint, CommitLog, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError, Recovered,
-    RecoveryReport, SealedSegments, SegmentEnd, SegmentStore, Visitor, open_indexes, push_keys,
+    ChainPoint, CommitLog, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
+    Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentStore, Visitor, open_indexes, push_keys,
     rebuild_index, recover, seal,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -157,7 +157,9 @@ fn prepare_indexes<S: SegmentStore>(
     for header in found.lost {
         let (base, messages) = (header.base, header.messages);
         // A segment that retention deleted is older than all others, and its index goes before it.
-        lost.push(format!("segment {base} is missing: its {messages} messages are lost, readers go on behind it"));
+        lost.push(format!(
+            "segment {base} is missing: its {messages} messages are lost, readers go on behind it"
+        ));
     }
     Ok((headers, notes, lost))
 }
@@ -192,8 +194,9 @@ fn read_log<S: SegmentStore>(
 
 impl State {
     fn new(config: &ShardConfig, log: &LogConfig, sealed: Vec<IndexHeader>) -> Self {
-        let sealed_end =
-            sealed.last().map_or(PhysicalOffset(0), |header| PhysicalOffset(header.base.0 + log.segment_bytes));
+        let sealed_end = sealed
+            .last()
+            .map_or(PhysicalOffset(0), |header| PhysicalOffset(header.base.0 + log.segment_bytes));
         let mut state = State {
             log: log.clone(),
             index: QueueIndex::new(log.segment_bytes),
@@ -237,7 +240,13 @@ impl State {
         topic.queue(queue_id, &mut self.index, &mut self.queues)
     }
 
-    fn apply_setting(&mut self, kind: u16, body: &[u8], position: PhysicalOffset, before: ChainPoint) -> Result<(), String> {
+    fn apply_setting(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        position: PhysicalOffset,
+        before: ChainPoint,
+    ) -> Result<(), String> {
         match kind {
             kind::TOPIC => {
                 let config: TopicConfig = serde_json::from_slice(body).map_err(|error| error.to_string())?;
@@ -257,7 +266,8 @@ impl State {
                 let name = std::str::from_utf8(body).map_err(|error| error.to_string())?;
                 if let Some(topic) = self.topics.remove(name) {
                     for queue in topic.known_queues() {
-                        self.queues[queue.0 as usize] = QueueState { is_removed: true, ..QueueState::default() };
+                        self.queues[queue.0 as usize] =
+                            QueueState { is_removed: true, ..QueueState::default() };
                     }
                 }
                 self.index.remove_topic(name);

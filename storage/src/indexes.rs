@@ -12,9 +12,7 @@ use crate::config::LogConfig;
 use crate::key_table::{KeyHash, TopicHash};
 use crate::queue_index::{Entry, QueueIndex};
 use crate::record::Record;
-use crate::recover::{
-    Damage, RecoverError, SegmentEnd, SegmentStore, Visitor, list_segments, scan_segment,
-};
+use crate::recover::{Damage, RecoverError, SegmentEnd, SegmentStore, Visitor, list_segments, scan_segment};
 use crate::sealed::{ChainPoint, IndexHeader, PAGE_BYTES, SegmentIndex, write_index};
 use crate::segment::{SegmentBase, SegmentBlocks};
 
@@ -40,7 +38,8 @@ pub struct Indexes {
 pub fn open_indexes<S: SegmentStore>(store: &mut S, config: &LogConfig) -> Result<Indexes, RecoverError> {
     let segments: Vec<SegmentBase> =
         list_segments(store, config)?.into_iter().map(|(base, _)| base).collect();
-    let files: BTreeMap<SegmentBase, u64> = store.indexes().map_err(RecoverError::List)?.into_iter().collect();
+    let files: BTreeMap<SegmentBase, u64> =
+        store.indexes().map_err(RecoverError::List)?.into_iter().collect();
     let mut indexes = Indexes::default();
     let mut refused = BTreeMap::new();
     for (base, len) in &files {

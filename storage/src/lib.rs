@@ -39,11 +39,13 @@ mod crash_tests;
 mod testing;
 
 pub use config::{LogConfig, SEGMENT_BYTES_MAX};
-pub use data_dir::{DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, Wanted, index_path, prepare,
-    remove_segment, segment_path};
-pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, WriteError};
+pub use data_dir::{
+    DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, Wanted, index_path, prepare, remove_segment,
+    segment_path,
+};
 pub use indexes::{Indexes, keys_of, open_indexes, push_keys, rebuild_index, seal};
 pub use key_table::{KeyHash, TopicHash};
+pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, WriteError};
 pub use memory_store::MemoryStore;
 pub use queue_index::{Boundary, Entry, OffsetUsed, QueueIndex, QueueIx, QueueMark};
 pub use record::{
@@ -53,7 +55,8 @@ pub use recover::{
     Damage, RecoverError, Recovered, RecoveryReport, SegmentEnd, SegmentStore, Visitor, recover, scan_segment,
 };
 pub use sealed::{
-    ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments, SegmentIndex,
+    ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,
+    SegmentIndex,
 };
 pub use segment::{BlockIndex, BlockSpan, SegmentBase, SegmentBlocks};
 pub use tail::{MEMORY_ALIGN, aligned_buffer};

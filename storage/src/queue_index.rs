@@ -82,7 +82,10 @@ struct Run {
 enum Earlier {
     /// In the active segment, before offsets that are lost.
     Active(Run),
-    Frozen { segment: SegmentBase, run: usize },
+    Frozen {
+        segment: SegmentBase,
+        run: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -217,7 +220,8 @@ impl QueueIndex {
                 (queue.first, queue.born) = (offset.0, entry.position);
             }
         } else if offset.0 > queue.next {
-            let before = std::mem::replace(&mut queue.run, Run { first: offset.0, entries: Chunks::default() });
+            let before =
+                std::mem::replace(&mut queue.run, Run { first: offset.0, entries: Chunks::default() });
             queue.earlier.push(Earlier::Active(before));
         }
         queue.run.entries.push(Packed {
@@ -378,7 +382,8 @@ impl QueueIndex {
             }
         }
         let is_idle = |queue: &&Queue| {
-            let is_here = |earlier: &Earlier| matches!(earlier, Earlier::Frozen { segment, .. } if *segment == base);
+            let is_here =
+                |earlier: &Earlier| matches!(earlier, Earlier::Frozen { segment, .. } if *segment == base);
             queue.in_use && queue.next > 0 && !queue.earlier.last().is_some_and(is_here)
         };
         let idle = self.queues.iter().filter(is_idle).map(|queue| (queue.key, QueueOffset(queue.next)));
@@ -390,7 +395,7 @@ impl QueueIndex {
             idle: idle.collect(),
             blocks,
             runs,
-            keys: std::mem::replace(&mut self.keys, KeyTable::new()),
+            keys: std::mem::take(&mut self.keys),
         });
         self.frozen.push_back(Frozen { index: index.clone(), queues: with_runs });
         index

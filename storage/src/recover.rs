@@ -275,7 +275,8 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
     /// Looks for the next block of the chain in the places that `block::place` can give.
     fn step(&mut self) -> Result<Step, RecoverError> {
         let mut unread = None;
-        let places = candidates(self.end.position.0, u64::from(self.config.sector_bytes), self.config.segment_bytes);
+        let places =
+            candidates(self.end.position.0, u64::from(self.config.sector_bytes), self.config.segment_bytes);
         for position in places {
             match self.block_at(position)? {
                 Ok(header) if !self.is_chain_known || self.end.previous_crc == header.previous_crc => {

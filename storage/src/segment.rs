@@ -126,10 +126,7 @@ impl BlockIndex {
     pub fn containing(&self, position: PhysicalOffset) -> Option<BlockSpan> {
         let block = self.find(position)?;
         let base = SegmentBase::of(position, self.segment_bytes);
-        Some(BlockSpan {
-            start: PhysicalOffset(base.0 + u64::from(block.relative_start)),
-            len: block.len,
-        })
+        Some(BlockSpan { start: PhysicalOffset(base.0 + u64::from(block.relative_start)), len: block.len })
     }
 
     /// Store timestamp of the messages of the block that holds a position.

@@ -1,10 +1,10 @@
 //! Segments that fill, are sealed, are found again, and go.
 
 use super::*;
+use ringmq_protocol::request::BoundaryType;
 use ringmq_protocol::request::{
     GetMinOffsetRequest, QueryMessageRequest, SearchOffsetRequest, ViewMessageByIdRequest,
 };
-use ringmq_protocol::request::BoundaryType;
 use ringmq_protocol::types::QueueOffset;
 use ringmq_storage::{rebuild_index, seal};
 
@@ -30,7 +30,8 @@ impl Fixture {
                     self.shard.on_sealed(header);
                 }
                 News::Rebuild { segment, replay_from } => {
-                    let (header, damaged) = rebuild_index(&mut self.disk, &log, segment, replay_from).unwrap();
+                    let (header, damaged) =
+                        rebuild_index(&mut self.disk, &log, segment, replay_from).unwrap();
                     assert_eq!(damaged, []);
                     self.shard.on_rebuilt(segment, Ok(header), &mut self.fx);
                 }
@@ -81,8 +82,10 @@ impl Fixture {
     }
 
     fn min(&mut self, topic: &str) -> i64 {
-        let answer =
-            self.ask(RequestCode::GET_MIN_OFFSET, &GetMinOffsetRequest { topic: topic.into(), queue_id: QueueId(0) });
+        let answer = self.ask(
+            RequestCode::GET_MIN_OFFSET,
+            &GetMinOffsetRequest { topic: topic.into(), queue_id: QueueId(0) },
+        );
         OffsetResponse::decode(&answer.header().ext).unwrap().offset
     }
 
@@ -137,7 +140,11 @@ fn old_messages_are_found_by_offset_time_key_and_position() {
             assert_eq!(f.find("T", &format!("key{number}"), false), [number]);
             assert_eq!(f.find("T", &format!("U{number}"), true), [number]);
         }
-        assert_eq!(f.find("T", "all", false), (count - 64..count).collect::<Vec<_>>(), "the newest, oldest first");
+        assert_eq!(
+            f.find("T", "all", false),
+            (count - 64..count).collect::<Vec<_>>(),
+            "the newest, oldest first"
+        );
         assert_eq!(f.find("T", "no such key", false), [0u64; 0]);
         assert_eq!(f.find("Other", "all", false), [0u64; 0]);
         for (at, lower) in [(0, 0), (start - 1, 0), (start + 400, 100), (i64::MAX, quarter)] {
@@ -313,7 +320,11 @@ fn a_damaged_index_is_noticed_and_made_again() {
     assert_eq!(f.answer(during).unwrap().code, ResponseCode::SYSTEM_BUSY.0);
     f.keep_house();
     assert_eq!(f.numbers("T", 10, 12)[..2], [40, 44]);
-    assert!(f.fx.news.iter().any(|news| matches!(news, News::Log { error: true, line } if line.contains("index"))));
+    assert!(
+        f.fx.news
+            .iter()
+            .any(|news| matches!(news, News::Log { error: true, line } if line.contains("index")))
+    );
 }
 
 /// The log was left for the next segment, of which nothing survived: it goes on in the old one, whose index is stale.

@@ -292,7 +292,10 @@ mod fixture {
             };
         })
         .unwrap();
-        text += &format!("end {} previous crc {:#010x}\n{report:?}\n", recovered.end.position, recovered.end.previous_crc);
+        text += &format!(
+            "end {} previous crc {:#010x}\n{report:?}\n",
+            recovered.end.position, recovered.end.previous_crc
+        );
         text
     }
 

@@ -8,7 +8,9 @@ use std::io;
 use ringmq_protocol::types::{QueueOffset, StoreTimestamp};
 
 use super::header::Section;
-use super::page::{self, EntryItem, Item, KeyItem, MARK_BYTES, MarkItem, PAGE_HEADER_BYTES, QueueItem, homes_for};
+use super::page::{
+    self, EntryItem, Item, KeyItem, MARK_BYTES, MarkItem, PAGE_HEADER_BYTES, QueueItem, homes_for,
+};
 use super::{IndexHeader, PAGE_BYTES, PageId, QueueKey, QueueRank, SealedRun, SegmentIndex};
 use crate::block::LogIdentity;
 use crate::key_table::KeyTable;
@@ -20,7 +22,7 @@ const BUFFER_PAGES: usize = 64;
 /// Writes the index file of a segment, in order, and returns what its header says.
 ///
 /// Panics if a message lies outside the blocks of the segment, or if a run is out of the order of the log.
-pub fn write_index(
+pub(crate) fn write_index(
     index: &SegmentIndex,
     identity: LogIdentity,
     segment_bytes: u64,

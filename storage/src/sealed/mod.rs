@@ -31,7 +31,7 @@ use crate::key_table::{KeyTable, TopicHash};
 use crate::queue_index::{Entry, Packed};
 use crate::segment::{SegmentBase, SegmentBlocks};
 
-pub use build::write_index;
+pub(crate) use build::write_index;
 pub use header::IndexHeader;
 pub use page::PAGE_BYTES;
 pub use segments::SealedSegments;

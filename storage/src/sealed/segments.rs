@@ -276,7 +276,7 @@ impl SealedSegments {
             // All below `from` is done; what comes next says at which offset.
             let Some((at, place)) = self.first_present(queue, range.clone())? else { return Ok(None) };
             range.start = at;
-            from = from.max(place.first);
+            from = place.first;
         }
     }
 
@@ -370,8 +370,7 @@ impl SealedSegments {
             (number, index) = (number + 1, 0);
         }
         if self.headers[at].base.0 < queue.born.0 {
-            // The queue's first segment. A deleted topic of the same name can have been there before.
-            idle = None;
+            // The queue's first segment. Runs of a deleted topic of the same name can be there too.
             runs = self.since_born(at, runs, queue.born)?;
         }
         let first = runs.first().map(|run| run.first).or(idle);

@@ -112,6 +112,15 @@ fn check_all(world: &World, served: &mut Served) -> Result<(), TestCaseError> {
                 prop_assert_eq!(found, world.positions_of_key(key, begin, until, below, max));
             }
         }
+        // One after the other, each below the one before.
+        let all = world.positions_of_key(key, i64::MIN, i64::MAX, u64::MAX, 20);
+        let mut below = PhysicalOffset(u64::MAX);
+        for position in all {
+            let (begin, until) = (StoreTimestamp(i64::MIN), StoreTimestamp(i64::MAX));
+            let found = served.ask(|segments| segments.find_key(key_hash(key), begin, until, below, 1));
+            prop_assert_eq!(found, vec![position]);
+            below = position;
+        }
     }
     Ok(())
 }
@@ -158,21 +167,30 @@ proptest! {
 
 #[test]
 fn a_queue_that_is_idle_for_long_is_found_with_few_reads() {
-    // A message in the first of 500 segments, one in the last, and nothing of the queue between.
-    let mut steps = vec![Step::Message { queue: 0, key: 1 }];
+    // A message in the first of 500 segments, one in the last, and nothing of the queue between but many lost offsets.
+    const LOST: u64 = 1 << 40;
+    let mut steps = vec![Step::Message { queue: 0, key: 1 }, Step::Lose { queue: 0, count: LOST }];
     for _ in 0..500 {
-        steps.extend([Step::NextSegment, Step::Block { millis: 1 }, Step::Message { queue: 1, key: 2 }]);
+        let other = Step::Message { queue: 1, key: 2 };
+        steps.extend([Step::NextSegment, Step::Block { millis: 1 }, other]);
     }
     steps.push(Step::Message { queue: 0, key: 1 });
     let world = World::run(Config::default(), &steps);
     let sealed = world.sealed_queue(0);
-    let look_ups: [&dyn Fn(&mut SealedSegments) -> Result<Option<QueueOffset>, Missing>; 4] = [
-        &|segments| Ok(segments.entries(sealed, QueueOffset(1), 32)?.first().map(|(offset, _)| *offset)),
-        &|segments| segments.first_offset(sealed),
-        &|segments| segments.previous(sealed, QueueOffset(1)),
-        &|segments| segments.first_at_time(sealed, StoreTimestamp(2), false),
+    let entries = |segments: &mut SealedSegments, from| {
+        let found = segments.entries(sealed, QueueOffset(from), 32)?;
+        Ok(found.first().map(|(offset, _)| *offset))
+    };
+    type LookUp<'a> = &'a dyn Fn(&mut SealedSegments) -> Result<Option<QueueOffset>, Missing>;
+    let look_ups: [(LookUp<'_>, u64); 6] = [
+        (&|segments| entries(segments, 1), LOST + 1),
+        (&|segments| entries(segments, LOST + 1), LOST + 1),
+        (&|segments| segments.first_offset(sealed), 0),
+        (&|segments| segments.previous(sealed, QueueOffset(LOST)), 0),
+        (&|segments| segments.previous(sealed, QueueOffset(LOST + 1)), 0),
+        (&|segments| segments.first_at_time(sealed, StoreTimestamp(2), false), LOST + 1),
     ];
-    for (look_up, expected) in look_ups.iter().zip([1, 0, 0, 1]) {
+    for (look_up, expected) in look_ups {
         let mut served = Served::of(&world, 4096);
         assert_eq!(served.ask(look_up), Some(QueueOffset(expected)));
         assert!(served.reads <= 24, "{} pages", served.reads);
@@ -226,7 +244,7 @@ fn one_key_in_every_message_does_not_slow_down_the_others() {
     let config = Config { burst_key: Some(7), keys: 3000 };
     steps.extend((0..200).map(|_| Step::Burst { queue: 1, count: 10 }));
     let mut world = World::run(config, &steps);
-    world.scatter_keys(2000);
+    world.scatter_keys(1, 2000);
     let mut served = Served::of(&world, 4096);
     let mut most = 0;
     for key in [7].into_iter().chain((1000..3000).step_by(17)) {
@@ -366,7 +384,13 @@ fn a_block_shortly_before_every_position_is_found() {
     for position in (segment.base.0..end.0).step_by(999).map(PhysicalOffset) {
         let found = served.ask(|segments| segments.block_before(position));
         let found = found.expect("the position is in the segment");
-        assert!(segment.blocks.blocks.iter().any(|block| segment.base.0 + u64::from(block.relative_start) == found.0));
+        assert!(
+            segment
+                .blocks
+                .blocks
+                .iter()
+                .any(|block| segment.base.0 + u64::from(block.relative_start) == found.0)
+        );
         assert!(found <= position && position.0 - found.0 < 3 * (64 << 10), "{found} for {position}");
     }
     assert_eq!(served.ask(|segments| segments.block_before(end)), None);
@@ -488,6 +512,72 @@ fn a_header_says_what_is_wrong_with_it() {
     {
         let parsed = sealed(&|page| page[at] ^= 0x80);
         assert!(matches!(parsed, Err(IndexError::Content(_))), "byte {at}: {parsed:?}");
+    }
+}
+
+#[test]
+fn more_pages_than_the_entries_need_are_refused() {
+    let world = mixed_world();
+    let (base, file) = &world.files()[1];
+    let mut page = file[..PAGE_BYTES].to_vec();
+    // A page more for the entries; all behind it moves by one.
+    for at in [112 + 8, 136 + 4, 160 + 4, 184 + 4, 20] {
+        page[at] += 1;
+    }
+    super::page::seal(&mut page, IDENTITY, PageId { segment: *base, page: 0 }, 1, 0, 0);
+    let parsed = IndexHeader::parse(&page, IDENTITY, *base, world.segment_bytes);
+    assert_eq!(parsed, Err(IndexError::Content("its sections do not hold their items")));
+}
+
+#[test]
+fn a_whole_page_with_nonsense_in_it_is_refused() {
+    let world = mixed_world();
+    let (base, file) = &world.files()[1];
+    let mut segments = Served::of(&world, 4096).segments;
+    // In this segment each section has one page.
+    let mut put = |number: u32, change: &dyn Fn(&mut [u8])| {
+        let id = PageId { segment: *base, page: number };
+        let mut page = file[number as usize * PAGE_BYTES..][..PAGE_BYTES].to_vec();
+        change(&mut page);
+        let (kind, flags, count) = (page[6], page[7], u16::from_le_bytes([page[4], page[5]]));
+        super::page::seal(&mut page, IDENTITY, id, kind, flags, usize::from(count));
+        segments.put_page(id, page.into())
+    };
+    for number in 1..4 {
+        assert_eq!(put(number, &|_| ()), Ok(()));
+        let kind = put(number, &|page| page[6] = 1);
+        assert!(matches!(kind, Err(IndexError::Content(_))), "page {number}: {kind:?}");
+        let count = put(number, &|page| page[4..6].copy_from_slice(&600u16.to_le_bytes()));
+        assert!(matches!(count, Err(IndexError::Content(_))), "page {number}: {count:?}");
+        // The position of an entry or a key, the number of entries of a run.
+        let at = [8, 8 + 24, 8][number as usize - 1];
+        let far = put(number, &|page| page[at..at + 4].fill(0xff));
+        assert!(matches!(far, Err(IndexError::Content(_))), "page {number}: {far:?}");
+    }
+    let one_entry_less = put(1, &|page| page[4] -= 1);
+    assert!(matches!(one_entry_less, Err(IndexError::Content(_))), "{one_entry_less:?}");
+    let block_behind_message = put(1, &|page| page[8 + 16 + 2] = 1);
+    assert!(matches!(block_behind_message, Err(IndexError::Content(_))), "{block_behind_message:?}");
+    let offsets_end = put(2, &|page| page[8 + 12..8 + 20].fill(0xff));
+    assert!(matches!(offsets_end, Err(IndexError::Content(_))), "{offsets_end:?}");
+    for number in [2, 3] {
+        let goes_on = put(number, &|page| page[7] = 1);
+        assert_eq!(goes_on, Err(IndexError::Content("it goes on beyond its section")));
+    }
+}
+
+#[test]
+fn a_page_is_zeros_behind_its_items() {
+    // More pages than are written at once, so that buffers are used again.
+    let steps: Vec<Step> = (0..200).map(|_| Step::Burst { queue: 0, count: 100 }).collect();
+    let mut world = World::run(Config { keys: 0, burst_key: Some(1) }, &steps);
+    world.scatter_keys(0, 20_000);
+    let (_, file) = &world.files()[0];
+    assert!(file.len() > 128 * PAGE_BYTES);
+    for page in file.chunks(PAGE_BYTES).skip(1) {
+        let item_bytes = [0, 0, 20, 28, 8, 4][usize::from(page[6])];
+        let items = usize::from(u16::from_le_bytes([page[4], page[5]]));
+        assert!(page[8 + items * item_bytes..].iter().all(|byte| *byte == 0));
     }
 }
 

@@ -178,10 +178,10 @@ impl World {
         queue.next += 1;
     }
 
-    /// Gives messages without a key one of 1000 to 1000 + `count`.
-    pub(super) fn scatter_keys(&mut self, count: u32) {
-        let bare = self.segments.iter_mut().flat_map(|segment| &mut segment.messages);
-        for (number, message) in bare.filter(|message| message.queue == 1).enumerate() {
+    /// Gives each message of a queue another key: one of 1000 to 1000 + `count`.
+    pub(super) fn scatter_keys(&mut self, queue: u32, count: u32) {
+        let messages = self.segments.iter_mut().flat_map(|segment| &mut segment.messages);
+        for (number, message) in messages.filter(|message| message.queue == queue).enumerate() {
             message.keys = vec![1000 + number as u32 % count];
         }
     }
