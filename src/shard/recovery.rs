@@ -56,6 +56,8 @@ struct State {
     /// The newest index from before this reading does not go to the end of its segment.
     is_newest_stale: bool,
     problems: Vec<String>,
+    /// The queue of the last message: neighbours in the log are often neighbours in a queue.
+    last_queue: Option<(Box<str>, QueueId, QueueIx)>,
 }
 
 impl Shard {
@@ -210,6 +212,7 @@ impl State {
             segments_sealed: 0,
             is_newest_stale: false,
             problems: Vec::new(),
+            last_queue: None,
         };
         for topic in system_topics(&config.cluster_name, &config.broker_name, config.auto_create_topics) {
             state.topics.put(topic, false);
@@ -231,13 +234,21 @@ impl State {
     }
 
     fn queue(&mut self, name: &str, queue_id: QueueId) -> QueueIx {
+        if let Some((topic, id, queue)) = &self.last_queue
+            && *id == queue_id
+            && **topic == *name
+        {
+            return *queue;
+        }
         if self.topics.get(name).is_none_or(|topic| queue_id.0 >= topic.queue_count()) {
             // The topic's own record comes later, or was in a block that is damaged: messages are worth more than settings.
             let queue_count = queue_id.0 + 1;
             self.topics.put(TopicConfig::new(name, queue_count, perm::READ | perm::WRITE), true);
         }
         let topic = self.topics.get_mut(name).expect("just made if it was not there");
-        topic.queue(queue_id, &mut self.index, &mut self.queues)
+        let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
+        self.last_queue = Some((name.into(), queue_id, queue));
+        queue
     }
 
     fn apply_setting(
@@ -270,6 +281,7 @@ impl State {
                             QueueState { is_removed: true, ..QueueState::default() };
                     }
                 }
+                self.last_queue = None;
                 self.index.remove_topic(name);
                 self.offsets.remove_topic(name);
             }

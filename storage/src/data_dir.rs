@@ -10,7 +10,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -296,16 +299,31 @@ pub fn remove_segment(shard_dir: &Path, segment: SegmentBase) -> io::Result<()> 
 
 /// Segment files of one shard, read past the page cache where the file system can do that: after a failed sync the
 /// page cache may hold what the disk does not.
+///
+/// Whoever reads a segment from one end to the other finds the next part read ahead.
 #[derive(Debug)]
 pub struct FsStore {
     dir: PathBuf,
-    open: Option<(SegmentBase, File)>,
+    open: Option<(SegmentBase, Arc<File>)>,
     is_direct: bool,
+    ahead: Option<ReadAhead>,
 }
+
+/// A read that is under way in a thread of its own.
+#[derive(Debug)]
+struct ReadAhead {
+    segment: SegmentBase,
+    offset: u64,
+    len: usize,
+    thread: JoinHandle<io::Result<BytesMut>>,
+}
+
+/// Shorter reads are not followed by reading ahead.
+const READ_AHEAD_BYTES_MIN: usize = 1 << 20;
 
 impl FsStore {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, open: None, is_direct: true }
+        Self { dir, open: None, is_direct: true, ahead: None }
     }
 
     /// Whether reads go past the page cache, as far as it is known: the first read tells.
@@ -313,28 +331,57 @@ impl FsStore {
         self.is_direct
     }
 
-    fn file(&mut self, segment: SegmentBase) -> io::Result<&File> {
+    fn file(&mut self, segment: SegmentBase) -> io::Result<&Arc<File>> {
         if self.open.as_ref().is_none_or(|(base, _)| *base != segment) {
             let flags = if self.is_direct { libc::O_DIRECT } else { 0 };
             let path = segment_path(&self.dir, segment);
-            self.open = Some((segment, OpenOptions::new().read(true).custom_flags(flags).open(path)?));
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+            self.open = Some((segment, Arc::new(file)));
         }
         Ok(&self.open.as_ref().expect("opened above").1)
     }
 
     fn read(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = self.file(segment)?;
-        let mut done = 0;
-        while done < buffer.len() {
-            match file.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let wanted = (segment, offset, buffer.len());
+        let ahead = self.ahead.take().filter(|ahead| (ahead.segment, ahead.offset, ahead.len) == wanted);
+        let mut used = BytesMut::new();
+        let done = match ahead.map(|ahead| ahead.thread.join()) {
+            Some(Ok(Ok(bytes))) => {
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                used = bytes;
+                used.len()
             }
+            // What went wrong there is seen again here.
+            _ => read_fully(self.file(segment)?, offset, buffer)?,
+        };
+        if done == buffer.len() && done >= READ_AHEAD_BYTES_MIN {
+            let (file, offset, len) = (self.file(segment)?.clone(), offset + done as u64, buffer.len());
+            let read = move || {
+                let mut bytes = if used.len() == len { used } else { aligned_buffer(len) };
+                bytes.resize(len, 0);
+                let done = read_fully(&file, offset, &mut bytes)?;
+                bytes.truncate(done);
+                Ok(bytes)
+            };
+            let thread = thread::Builder::new().name("read-ahead".to_owned()).spawn(read)?;
+            self.ahead = Some(ReadAhead { segment, offset, len, thread });
         }
         Ok(done)
     }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_fully(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 impl SegmentStore for FsStore {

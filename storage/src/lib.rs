@@ -10,6 +10,7 @@
 //!   sealed       index files of full segments, and look-ups over all of them
 //!   indexes      those files: opened, written, rebuilt
 //!   recover      from files to all of the above
+//!   scan         the same files for those who only look: block by block, and an index held to its log
 //!   data_dir     the files themselves: directory, lock, metadata, zeroing ahead
 //!   memory_store the same in memory, for whoever wants no disk
 //!   chunks       a list that grows without copying
@@ -29,6 +30,7 @@ mod memory_store;
 mod queue_index;
 mod record;
 mod recover;
+mod scan;
 mod sealed;
 mod segment;
 mod tail;
@@ -54,6 +56,7 @@ pub use record::{
 pub use recover::{
     Damage, RecoverError, Recovered, RecoveryReport, SegmentEnd, SegmentStore, Visitor, recover, scan_segment,
 };
+pub use scan::{Found, IndexFile, IndexProblem, SegmentFacts, SegmentScan, read_index_header};
 pub use sealed::{
     ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,
     SegmentIndex,

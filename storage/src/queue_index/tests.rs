@@ -82,7 +82,7 @@ impl Log {
 
     /// Puts a message into a block of its own, `gap` bytes behind the last one.
     fn push(&mut self, ix: QueueIx, offset: u64, gap: u64, time: i64) -> Entry {
-        let before = SegmentBase::of(PhysicalOffset(self.position), MIB);
+        let before = self.blocks.last().unwrap_or_default();
         self.position += gap;
         if self.position % MIB + 104 > MIB {
             self.position = self.position.next_multiple_of(MIB); // blocks do not cross segments
