@@ -1,5 +1,6 @@
 //! What operators ask: topics, clusters, offsets, single messages.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +24,14 @@ use crate::route::TopicRoute;
 const ROUTE_POLL: Duration = Duration::from_millis(20);
 
 /// How a topic is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
     /// Queues on each broker.
     pub queues: u32,
     pub readable: bool,
     pub writable: bool,
+    /// Attributes to set, by name; the others of a topic that exists stay.
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// A broker that is registered with the name server.
@@ -89,6 +92,8 @@ impl Admin {
     ) -> Result<Vec<String>, AdminError> {
         name::validate_topic(topic).map_err(|error| AdminError::Illegal(error.to_string()))?;
         let queues = i32::try_from(settings.queues).unwrap_or(i32::MAX);
+        let changes: Vec<String> =
+            settings.attributes.iter().map(|(name, value)| format!("+{name}={value}")).collect();
         let request = CreateTopicRequest {
             topic: topic.into(),
             default_topic: name::AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
@@ -98,7 +103,7 @@ impl Admin {
             topic_filter_type: "SINGLE_TAG".into(),
             topic_sys_flag: Some(0),
             order: false,
-            attributes: None,
+            attributes: (!changes.is_empty()).then(|| changes.join(",").into()),
             force: false,
         };
         let call = Call::new(RequestCode::UPDATE_AND_CREATE_TOPIC, &request);

@@ -6,7 +6,7 @@ use super::groups::Client;
 use super::limits::GROUPS_MAX;
 use super::records::kind;
 use super::topics::check_config;
-use super::{Announcement, Refusal, Request, Shard};
+use super::{Announcement, Refusal, Request, Shard, attributes};
 use ringmq_protocol::body::{
     Body, CheckClientConfigBody, Connection, ConsumeStats, ConsumerConnection, ConsumerListBody, DataVersion,
     GroupList, HeartbeatData, KvTable, LockBatchBody, LockBatchResult, MessageQueue, OffsetWrapper,
@@ -218,15 +218,14 @@ impl Shard {
                 asked.topic_filter_type
             ))
         })?;
-        if asked.attributes.as_deref().is_some_and(|attributes| !attributes.is_empty()) {
-            return Err(Refusal::invalid(
-                "this version of RingMQ has no topic attributes; leave them out".to_owned(),
-            ));
-        }
+        let known = self.topics.get(&asked.topic).map(|topic| topic.config.attributes.clone());
+        let changes = asked.attributes.as_deref().unwrap_or_default();
+        let attributes = attributes::change(&known.unwrap_or_default(), changes).map_err(Refusal::invalid)?;
         let count = |what, nums: i32| {
             u32::try_from(nums).map_err(|_| Refusal::invalid(format!("{what} {nums} must not be negative")))
         };
         let config = TopicConfig {
+            attributes,
             order: asked.order,
             read_queue_nums: count("readQueueNums", asked.read_queue_nums)?,
             write_queue_nums: count("writeQueueNums", asked.write_queue_nums)?,
@@ -247,6 +246,11 @@ impl Shard {
         }
         let block = self.append_record(kind::TOPIC, &config.to_json())?;
         self.topics.put(config.clone(), true);
+        let topic = self.topics.get(&config.topic_name).expect("just put");
+        for queue in topic.known_queues() {
+            let state = &mut self.queues[queue.0 as usize];
+            (state.retention_ms, state.min_releases) = (topic.policy.retention_ms, None);
+        }
         let news = News::TopicChanged { config, ticket: None };
         self.pending(block).announcements.push(Announcement { news, waiter });
         Ok(())

@@ -56,6 +56,8 @@ pub const CLIENT_EXPIRY_MS: i64 = 120_000;
 pub const CLIENT_SCAN_MS: i64 = 10_000;
 /// How long a queue lock lives after its holder's last request for it.
 pub const LOCK_MS: i64 = 60_000;
+/// How often it is looked at which messages of a topic are too old for it.
+pub const RETENTION_CHECK_MS: i64 = 1_000;
 /// Data this close to the end of the log counts as "in memory" for the first-consume rule of RocketMQ.
 pub const RECENT_BYTES: u64 = 1 << 30;
 

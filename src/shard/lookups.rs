@@ -10,12 +10,12 @@
 use super::effects::{ConnectionId, Effects, FileRead, LogFile, News};
 use super::find::Find;
 use super::hold::Pull;
-use super::limits::{INDEX_READS_MAX, LOOKUPS_WAITING_MAX};
+use super::limits::{INDEX_READS_MAX, LOOKUPS_WAITING_MAX, RETENTION_CHECK_MS};
 use super::{Refusal, Shard};
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::Frame;
-use ringmq_protocol::types::QueueOffset;
+use ringmq_protocol::types::{QueueOffset, StoreTimestamp};
 use ringmq_storage::{IndexHeader, Missing, PAGE_BYTES, PageId, QueueIx, SegmentBase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -74,7 +74,9 @@ impl Shard {
     /// First offset of the queue; the next one to be given if the queue is empty.
     fn min_offset(&mut self, queue: QueueIx) -> Result<QueueOffset, Missing> {
         let state = &self.queues[queue.0 as usize];
-        if state.min_releases == Some(self.releases) {
+        let (visible, retention_ms, now_ms) = (state.visible, state.retention_ms, self.now.monotonic_ms);
+        let is_fresh = retention_ms.is_none() || now_ms < state.min_until_ms;
+        if state.min_releases == Some(self.releases) && is_fresh {
             return Ok(state.min);
         }
         let Some((sealed_queue, first)) = self.index.sealed_queue(queue) else { return Ok(QueueOffset(0)) };
@@ -83,8 +85,16 @@ impl Shard {
         } else {
             self.sealed.first_offset(sealed_queue)?.unwrap_or_else(|| self.index.memory_start(queue))
         };
+        let min = match retention_ms {
+            Some(retention_ms) => {
+                let oldest = StoreTimestamp(self.now.wall_ms - retention_ms);
+                min.max(self.first_at_time(queue, oldest, false, visible)?.unwrap_or(visible))
+            }
+            None => min,
+        };
         let state = &mut self.queues[queue.0 as usize];
         (state.min, state.min_releases) = (min, Some(self.releases));
+        state.min_until_ms = now_ms + RETENTION_CHECK_MS;
         Ok(min)
     }
 

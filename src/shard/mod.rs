@@ -8,7 +8,7 @@
 //!   topics    topics and their queues    admin     what operators ask       query     look-ups
 //!   locks     strict order               records   settings in the log      recovery  all of it, from the log
 //!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
-//!   retention what may be deleted
+//!   retention what may be deleted      attributes what a topic has of its own
 //!
 //! S1  Nothing here does I/O, reads a clock, draws a random number or starts a thread: the same events give the same
 //!     effects, byte for byte. No iteration order of a hash map reaches a decision.
@@ -16,6 +16,7 @@
 //! S3  Every table and queue has a bound in `limits`; beyond it the client is told, nobody else notices.
 
 mod admin;
+mod attributes;
 mod checkpoint;
 mod cold;
 mod effects;

@@ -75,11 +75,7 @@ impl Shard {
             return Ok(QueueOffset(0));
         };
         let only_later = boundary == Boundary::Upper;
-        let in_memory = || self.index.first_at_time(queue, max, time, only_later, self.log.blocks());
-        let first = match self.sealed.first_at_time(sealed_queue, time, only_later)? {
-            Some(offset) => offset,
-            None => in_memory().unwrap_or(max),
-        };
+        let first = self.first_at_time(queue, time, only_later, max)?.unwrap_or(max).max(min);
         if boundary == Boundary::Lower {
             return Ok(first);
         }
@@ -108,6 +104,21 @@ impl Shard {
             GetEarliestMsgStoretimeResponse { timestamp: timestamp.map_or(-1, |timestamp| timestamp.0) };
         fx.replies.push(request.to, ResponseCode::SUCCESS, None, &response, &[]);
         Ok(())
+    }
+
+    /// The first message below `until` that was stored at `time` or later, or only later.
+    pub(super) fn first_at_time(
+        &mut self,
+        queue: QueueIx,
+        time: StoreTimestamp,
+        only_later: bool,
+        until: QueueOffset,
+    ) -> Result<Option<QueueOffset>, Missing> {
+        let Some((sealed_queue, _)) = self.index.sealed_queue(queue) else { return Ok(None) };
+        Ok(match self.sealed.first_at_time(sealed_queue, time, only_later)? {
+            Some(offset) => Some(offset),
+            None => self.index.first_at_time(queue, until, time, only_later, self.log.blocks()),
+        })
     }
 
     /// When the first message in `from..until` was stored.

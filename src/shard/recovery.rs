@@ -83,6 +83,11 @@ impl Shard {
             // What recovery found is on disk, so it is there for consumers.
             state_of.visible = state.index.max(QueueIx(queue as u32));
         }
+        for topic in state.topics.sorted() {
+            for queue in topic.known_queues() {
+                state.queues[queue.0 as usize].retention_ms = topic.policy.retention_ms;
+            }
+        }
         if let Some(newest) = state.sealed.last() {
             recovered.blocks.remove_through(newest.base);
         }

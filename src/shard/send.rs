@@ -52,6 +52,7 @@ pub(super) struct PendingBlock {
 struct Target {
     queue: QueueIx,
     queue_id: QueueId,
+    flush: FlushDiskType,
 }
 
 /// One or more messages in the open block, and who waits for them.
@@ -103,8 +104,9 @@ impl Shard {
                 return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
             }
         };
+        let flush = topic.policy.flush.unwrap_or(self.config.flush);
         let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
-        Ok(Target { queue, queue_id })
+        Ok(Target { queue, queue_id, flush })
     }
 
     /// 2a. An unknown topic is made from the template that the sender names, if that allows it.
@@ -292,12 +294,18 @@ impl Shard {
         };
         let queue = staged.target.queue;
         let end = QueueOffset(staged.first.0 + staged.count);
-        if self.config.flush == FlushDiskType::Async {
+        let is_async = staged.target.flush == FlushDiskType::Async;
+        if is_async {
             fx.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
-            return self.make_visible(queue, end, fx);
+            // A3: not before messages of the queue that were sent when its topic was not async.
+            if self.queues[queue.0 as usize].visible == staged.first {
+                return self.make_visible(queue, end, fx);
+            }
         }
         let pending = self.pending(staged.block);
-        pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
+        if !is_async {
+            pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
+        }
         match pending.visible.last_mut() {
             Some(last) if last.0 == queue => last.1 = end,
             _ => pending.visible.push((queue, end)),

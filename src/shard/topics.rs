@@ -1,5 +1,6 @@
 //! Topics of this shard: settings, and the queues behind them.
 
+use super::attributes::TopicPolicy;
 use super::limits::{TOPIC_QUEUES_MAX, TOPICS_MAX};
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::types::{QueueId, QueueOffset};
@@ -10,6 +11,7 @@ pub(super) struct Topic {
     pub(super) config: TopicConfig,
     /// False for topics that every broker has by itself: they are in no record.
     pub(super) is_recorded: bool,
+    pub(super) policy: TopicPolicy,
     /// By queue id, once used.
     queues: Vec<Option<QueueIx>>,
 }
@@ -36,6 +38,7 @@ impl Topic {
             if states.len() <= queue.0 as usize {
                 states.resize_with(queue.0 as usize + 1, QueueState::default);
             }
+            states[queue.0 as usize].retention_ms = self.policy.retention_ms;
             queue
         })
     }
@@ -59,6 +62,9 @@ pub(super) struct QueueState {
     /// First offset, as it was after so many releases of segments; `None` if nobody asked yet.
     pub(super) min: QueueOffset,
     pub(super) min_releases: Option<u64>,
+    /// Messages older than this are not delivered; `min` is right until the monotonic time beside it.
+    pub(super) retention_ms: Option<i64>,
+    pub(super) min_until_ms: i64,
     /// The queue went with its topic. Its number is not used again.
     pub(super) is_removed: bool,
 }
@@ -73,12 +79,14 @@ impl Topics {
     pub(super) fn put(&mut self, config: TopicConfig, is_recorded: bool) {
         match self.by_name.get_mut(&*config.topic_name) {
             Some(topic) => {
+                topic.policy = TopicPolicy::of(&config.attributes);
                 topic.config = config;
                 topic.is_recorded |= is_recorded;
             }
             None => {
                 let name = config.topic_name.as_str().into();
-                self.by_name.insert(name, Topic { config, is_recorded, queues: Vec::new() });
+                let policy = TopicPolicy::of(&config.attributes);
+                self.by_name.insert(name, Topic { config, is_recorded, policy, queues: Vec::new() });
             }
         }
     }

@@ -352,3 +352,78 @@ fn a_log_that_goes_back_into_a_sealed_segment_makes_its_index_again() {
         assert_eq!(f.numbers("T", next, next + 20), (1_000_000..1_000_020).collect::<Vec<u64>>());
     }
 }
+
+#[test]
+fn a_topic_may_keep_its_messages_for_a_shorter_time() {
+    let mut f = fixture();
+    let mut count = 0;
+    f.fill("T", 2, &mut count);
+    let set = |f: &mut Fixture, attributes: &str| {
+        let create = CreateTopicRequest {
+            topic: "T".into(),
+            default_topic: "".into(),
+            read_queue_nums: 4,
+            write_queue_nums: 4,
+            perm: 6,
+            topic_filter_type: "SINGLE_TAG".into(),
+            topic_sys_flag: None,
+            order: false,
+            attributes: Some(attributes.to_owned().into()),
+            force: false,
+        };
+        let opaque = f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
+        f.settle();
+        f.answer(opaque)
+    };
+    let refused = set(&mut f, "+ringmq.retention=soon").unwrap();
+    assert_eq!(refused.code, ResponseCode::INVALID_PARAMETER.0);
+    // A message is stored each millisecond.
+    assert_eq!(set(&mut f, "+ringmq.retention=1s"), None, "the name servers are to be told first");
+    for mut f in [f.restart(), f] {
+        f.now.wall_ms = 1_700_000_000_000 + count as i64;
+        f.tick(0);
+        let oldest = count as i64 - 1000;
+        assert!((f.min("T") - oldest.max(0) / 4).abs() <= 2, "{} of {count}", f.min("T"));
+        f.tick(500);
+        assert!((f.min("T") - oldest.max(0) / 4).abs() <= 2, "looked at once a second");
+        f.tick(600);
+        assert_eq!(f.min("T"), count as i64 / 4, "the last one is older than a second by now");
+        let pull = f.pull("T", 0, 0, "*");
+        f.read_all();
+        assert_eq!(f.pulled(pull).unwrap().0, ResponseCode::PULL_OFFSET_MOVED.0);
+    }
+}
+
+#[test]
+fn a_topic_may_be_acknowledged_at_once() {
+    let mut f = fixture();
+    f.send("T", 0, "", b"durable");
+    f.settle();
+    let waiting = f.send("T", 0, "", b"not yet durable");
+    let create = CreateTopicRequest {
+        topic: "T".into(),
+        default_topic: "".into(),
+        read_queue_nums: 4,
+        write_queue_nums: 4,
+        perm: 6,
+        topic_filter_type: "SINGLE_TAG".into(),
+        topic_sys_flag: None,
+        order: false,
+        attributes: Some("+ringmq.flush=async".into()),
+        force: false,
+    };
+    f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
+    let quick = f.send("T", 0, "", b"acknowledged at once");
+    assert_eq!(f.sent(quick), 2);
+    assert_eq!(f.answer(waiting), None);
+    let pull = f.pull("T", 0, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().2, [b"durable"], "not before what waits for the disk");
+    f.settle();
+    assert_eq!(f.sent(waiting), 1);
+    let quick = f.send("T", 0, "", b"seen at once");
+    assert_eq!(f.sent(quick), 3);
+    let pull = f.pull("T", 1, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().2.len(), 3);
+    let other = f.send("U", 0, "", b"as the broker is set");
+    assert_eq!(f.answer(other), None);
+}

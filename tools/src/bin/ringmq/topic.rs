@@ -40,6 +40,12 @@ pub(crate) struct CreateArguments {
     /// What clients may do: r, w or rw
     #[arg(long, default_value = "rw", value_parser = ["r", "w", "rw"])]
     perm: String,
+    /// When a send is acknowledged: once it is on disk, or at once [default: as the broker is set]
+    #[arg(long, value_parser = ["sync", "async"])]
+    flush: Option<String>,
+    /// Messages older than this are not delivered any more, like 90s, 15m or 12h [default: as long as the broker keeps them]
+    #[arg(long, value_name = "TIME")]
+    retention: Option<String>,
     /// Only on the brokers of this cluster
     #[arg(long)]
     cluster: Option<String>,
@@ -62,8 +68,11 @@ pub(crate) async fn run(client: &Client, command: TopicCommand, json: bool) -> R
 }
 
 async fn create(client: &Client, arguments: CreateArguments, json: bool) -> Result<(), Failure> {
-    let CreateArguments { topic, queues, perm, cluster } = arguments;
-    let settings = TopicSettings { queues, readable: perm.contains('r'), writable: perm.contains('w') };
+    let CreateArguments { topic, queues, perm, flush, retention, cluster } = arguments;
+    let named = [("ringmq.flush", flush), ("ringmq.retention", retention)];
+    let attributes = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    let (readable, writable) = (perm.contains('r'), perm.contains('w'));
+    let settings = TopicSettings { queues, readable, writable, attributes };
     let brokers = client.admin().create_topic(&topic, settings, cluster.as_deref()).await?;
     if json {
         print_json(&json!({ "topic": topic, "queues": queues, "perm": perm, "brokers": brokers }))?;
