@@ -1,7 +1,8 @@
 //! The hot paths of a shard without a disk or a network: `cargo bench`.
 //!
 //! Each figure is the time of one operation on one core. `send` is everything between a received frame and the bytes of
-//! the log and of the answer; `pull` everything between a received frame and the ranges to be sent.
+//! the log and of the answer; `pull` everything between a received frame and the ranges to be sent. `append` is `send` to few
+//! queues and to very many, taken in turn and in random order.
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -12,6 +13,11 @@ use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
 use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, pull_flag};
 use ringmq_storage::{LogConfig, MemoryStore};
 use std::hint::black_box;
+use std::time::Duration;
+
+const QUEUES_PER_TOPIC: usize = 5;
+/// Of a message of `append`.
+const BODY_BYTES: usize = 128;
 
 /// A shard on a disk that takes no time: writes are complete as soon as they are submitted.
 struct Fast {
@@ -35,6 +41,16 @@ impl Fast {
         Fast { shard, fx: Effects::default() }
     }
 
+    /// With this many queues that hold a message.
+    fn with_queues(queues: usize) -> Fast {
+        let mut fast = Fast::new();
+        let mut send = QueueSend::of(1);
+        for queue in 0..queues {
+            fast.turn(send.to(queue));
+        }
+        fast
+    }
+
     fn turn(&mut self, frame: &[u8]) {
         let frame = Frame::decode(frame).unwrap();
         self.shard.on_frame(ConnectionId(1), "127.0.0.1:4567".parse().unwrap(), &frame, &mut self.fx);
@@ -44,6 +60,7 @@ impl Fast {
         while let Some(write) = self.shard.next_write() {
             self.shard.on_written(write.block, Ok(()), &mut self.fx);
         }
+        self.fx.news.clear();
         self.fx.replies.drain(|_, head, body| {
             black_box((head, body));
         });
@@ -57,13 +74,17 @@ fn frame(codec: Codec, code: RequestCode, fields: &dyn Fields, body: &[u8]) -> V
 }
 
 fn send_frame(codec: Codec, topic: &str, batch: bool, body: &[u8]) -> Vec<u8> {
+    send_frame_to(codec, topic, 0, batch, body)
+}
+
+fn send_frame_to(codec: Codec, topic: &str, queue_id: i32, batch: bool, body: &[u8]) -> Vec<u8> {
     let key = "UNIQ_KEY\x017F00000100002A9F0000000000000001\x02WAIT\x01true\x02TAGS\x01TagA\x02";
     let send = SendMessageRequest {
         producer_group: "bench".into(),
         topic: topic.to_owned().into(),
         default_topic: "TBW102".into(),
-        default_topic_queue_nums: 4,
-        queue_id: 0,
+        default_topic_queue_nums: QUEUES_PER_TOPIC as i32,
+        queue_id,
         sys_flag: 0,
         born_timestamp: 1_700_000_000_000,
         flag: 0,
@@ -155,6 +176,71 @@ fn sends(c: &mut Criterion) {
     group.finish();
 }
 
+/// A send whose queue is changed in the encoded frame, so that making frames costs next to nothing.
+struct QueueSend {
+    frame: Vec<u8>,
+    topic_at: usize,
+    queue_at: usize,
+}
+
+impl QueueSend {
+    /// Sends of this many messages.
+    fn of(count: usize) -> QueueSend {
+        let [frame, other_topic, other_queue] = [("T00000", 0), ("T00001", 0), ("T00000", 1)]
+            .map(|(topic, queue)| queue_frame(topic, queue, count));
+        let last_difference =
+            |other: &[u8]| frame.iter().zip(other).rposition(|(a, b)| a != b).expect("the frames differ");
+        let (topic_at, queue_at) = (last_difference(&other_topic) - 5, last_difference(&other_queue));
+        QueueSend { frame, topic_at, queue_at }
+    }
+
+    fn to(&mut self, queue: usize) -> &[u8] {
+        let mut topic = queue / QUEUES_PER_TOPIC;
+        for digit in self.frame[self.topic_at + 1..][..5].iter_mut().rev() {
+            *digit = b'0' + (topic % 10) as u8;
+            topic /= 10;
+        }
+        self.frame[self.queue_at] = b'0' + (queue % QUEUES_PER_TOPIC) as u8;
+        &self.frame
+    }
+}
+
+fn queue_frame(topic: &str, queue_id: i32, count: usize) -> Vec<u8> {
+    let body = if count > 1 { batch_body(count, BODY_BYTES) } else { vec![7; BODY_BYTES] };
+    send_frame_to(Codec::RocketMq, topic, queue_id, count > 1, &body)
+}
+
+/// Every queue once, in an order that no prefetcher guesses.
+fn shuffled(queues: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..queues).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for at in (1..queues).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        order.swap(at, (state % (at as u64 + 1)) as usize);
+    }
+    order
+}
+
+fn appends(c: &mut Criterion) {
+    for count in [64, 1] {
+        let mut group = c.benchmark_group(format!("append_{count}_of_128B"));
+        group.throughput(Throughput::Elements(count as u64)).measurement_time(Duration::from_secs(3));
+        for queues in [10, 100_000] {
+            for (name, order) in [("in_turn", (0..queues).collect()), ("random", shuffled(queues))] {
+                group.bench_function(format!("{queues}_queues_{name}"), |b| {
+                    let mut fast = Fast::with_queues(queues);
+                    let mut send = QueueSend::of(count);
+                    let mut next = order.iter().cycle();
+                    b.iter(|| fast.turn(send.to(*next.next().expect("it goes round"))));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
 fn pulls(c: &mut Criterion) {
     let mut group = c.benchmark_group("pull");
     let mut fast = Fast::new();
@@ -167,5 +253,5 @@ fn pulls(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames, sends, pulls);
+criterion_group!(benches, frames, sends, appends, pulls);
 criterion_main!(benches);

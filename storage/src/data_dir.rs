@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use bytes::BytesMut;
+use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,8 +31,10 @@ const LOCK_NAME: &str = "lock";
 const METADATA_NAME: &str = "ringmq.json";
 const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
 const INDEX_ASIDE_SUFFIX: &str = ".index.new";
-/// Zeros are written in small pieces: a write through the page cache keeps the log's own writes to the file waiting.
-const ZEROS_BYTES: usize = 128 << 10;
+/// Zeros are written in pieces. Large ones cost least; but through the page cache each keeps the log's own writes to the
+/// file waiting.
+const ZEROS_BYTES: usize = 4 << 20;
+const ZEROS_CACHED_BYTES: usize = 128 << 10;
 
 /// What a new data directory becomes; not looked at when the directory exists.
 #[derive(Clone, Copy, Debug)]
@@ -269,16 +272,22 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     let path = segment_path(shard_dir, wanted.segment);
     let open =
         |flags| OpenOptions::new().create(true).truncate(false).write(true).custom_flags(flags).open(&path);
-    let file = open(libc::O_DIRECT).or_else(|_| open(0))?;
+    let (file, piece_bytes) = match open(libc::O_DIRECT) {
+        Ok(file) => (file, ZEROS_BYTES),
+        Err(_) => (open(0)?, ZEROS_CACHED_BYTES),
+    };
     if file.metadata()?.len() < segment_bytes {
         file.set_len(segment_bytes)?;
     }
-    let mut zeros = aligned_buffer(ZEROS_BYTES);
-    zeros.resize(ZEROS_BYTES, 0);
+    // Where there is room already, writing zeros does not lock the file against the log's own writes, which would then go
+    // to a kernel worker thread. A file system that cannot reserve room finds it as it writes, or says then that it is full.
+    let _ = rustix::fs::fallocate(&file, FallocateFlags::empty(), wanted.from, wanted.to - wanted.from);
+    let mut zeros = aligned_buffer(piece_bytes);
+    zeros.resize(piece_bytes, 0);
     let mut at = wanted.from;
     while at < wanted.to {
-        let step = (wanted.to - at).min(ZEROS_BYTES as u64);
-        file.write_all_at(&zeros[..step as usize], at)?; // at most ZEROS_BYTES
+        let step = (wanted.to - at).min(piece_bytes as u64);
+        file.write_all_at(&zeros[..step as usize], at)?; // at most `piece_bytes`
         at += step;
     }
     // Also the directory, each time: a run that was killed may have made the file and not come so far.
