@@ -1,15 +1,19 @@
 //! What operators ask: topics, clusters, offsets, single messages.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ringmq_protocol::body::{Body, ClusterInfo, KvTable, MASTER_ID, MessageQueue, TopicList};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::id::OffsetMessageId;
-use ringmq_protocol::message::{MessageExt, StoredMessage};
+use ringmq_protocol::message::{MessageExt, StoredMessage, messages};
 use ringmq_protocol::name;
-use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, ViewMessageByIdRequest};
+use ringmq_protocol::properties::names;
+use ringmq_protocol::request::{
+    CreateTopicRequest, DeleteTopicRequest, QueryMessageRequest, ViewMessageByIdRequest,
+};
 use ringmq_protocol::types::QueueOffset;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -69,6 +73,37 @@ pub struct GroupOffset {
     /// `None` if the group has no offset there.
     pub committed: Option<QueueOffset>,
     pub max: QueueOffset,
+}
+
+/// What messages are looked for by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MessageKey {
+    /// One of the words that the application gave as keys.
+    User(String),
+    /// The producer's unique key, which RocketMQ shows as the message id.
+    Unique(String),
+}
+
+impl MessageKey {
+    fn text(&self) -> &str {
+        match self {
+            Self::User(key) | Self::Unique(key) => key,
+        }
+    }
+
+    fn is_of(&self, message: &MessageExt) -> bool {
+        match self {
+            Self::User(key) => message.message.keys().any(|word| word == key),
+            Self::Unique(key) => message.message.property(names::UNIQ_KEY) == Some(key),
+        }
+    }
+}
+
+/// A message that was looked for, and the broker that has it.
+#[derive(Clone, Debug)]
+pub struct FoundMessage {
+    pub broker_name: String,
+    pub message: MessageExt,
 }
 
 /// Administration, see [`Client::admin`].
@@ -257,6 +292,43 @@ impl Admin {
         Ok(message.map_err(|problem| malformed(&address, code, problem))?)
     }
 
+    /// The newest messages of a topic with this key that were stored in these milliseconds since 1970, in the order of
+    /// their store times; those of one broker in the order of its log. A broker gives at most 64.
+    ///
+    /// Fails if one broker of the topic does not answer, as what it has would be missing.
+    pub async fn query_message(
+        &self,
+        topic: &str,
+        key: &MessageKey,
+        stored_ms: RangeInclusive<i64>,
+        count_max: u32,
+    ) -> Result<Vec<FoundMessage>, AdminError> {
+        let route = self.route(topic).await?;
+        let mut asked = JoinSet::new();
+        for name in route.brokers.keys() {
+            let Some(address) = route.reader(name, MASTER_ID) else { continue };
+            let (client, name, topic) = (self.client.clone(), name.clone(), topic.to_string());
+            let (key, stored_ms) = (key.clone(), stored_ms.clone());
+            asked.spawn(async move {
+                let found = query_broker(&client, &address, &topic, &key, &stored_ms, count_max).await?;
+                Ok(found.into_iter().map(move |message| FoundMessage { broker_name: name.clone(), message }))
+            });
+        }
+        let mut found = Vec::new();
+        while let Some(joined) = asked.join_next().await {
+            match joined {
+                Ok(Ok(messages)) => found.extend(messages),
+                Ok(Err(error)) => return Err(AdminError::Request(error)),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+        let order = |found: &FoundMessage| (found.message.store_timestamp, found.message.physical_offset);
+        found.sort_by(|a, b| (order(a), &a.broker_name).cmp(&(order(b), &b.broker_name)));
+        let excess = found.len().saturating_sub(usize::try_from(count_max).unwrap_or(usize::MAX));
+        found.drain(..excess);
+        Ok(found)
+    }
+
     async fn masters(&self, cluster: Option<&str>) -> Result<Vec<ClusterBroker>, AdminError> {
         let mut brokers = self.brokers().await?;
         brokers.retain(|broker| broker.id == MASTER_ID && cluster.is_none_or(|name| broker.cluster == name));
@@ -278,3 +350,44 @@ impl Admin {
             .map_err(|problem| malformed(&address, call.code, problem.to_string()).into())
     }
 }
+
+/// What one broker finds. Brokers may find more than was asked for: they compare hashes.
+async fn query_broker(
+    client: &Client,
+    address: &Arc<str>,
+    topic: &str,
+    key: &MessageKey,
+    stored_ms: &RangeInclusive<i64>,
+    count_max: u32,
+) -> Result<Vec<MessageExt>, RequestError> {
+    let code = RequestCode::QUERY_MESSAGE;
+    let request = QueryMessageRequest {
+        topic: topic.into(),
+        key: key.text().into(),
+        max_num: i32::try_from(count_max).unwrap_or(i32::MAX),
+        begin_timestamp: *stored_ms.start(),
+        end_timestamp: *stored_ms.end(),
+        unique_key_query: matches!(key, MessageKey::Unique(_)),
+    };
+    let call = Call::new(code, &request);
+    let response = match client.ask(address, &call, client.request_timeout()).await {
+        Err(error) if error.code() == Some(ResponseCode::QUERY_NOT_FOUND) => return Ok(Vec::new()),
+        answer => answer?,
+    };
+    let mut found = Vec::new();
+    for record in messages(&response.body) {
+        let stored = record.map_err(|problem| malformed(address, code, problem.to_string()))?;
+        let message = MessageExt::decode(&stored, BODY_BYTES_MAX)
+            .map_err(|problem| malformed(address, code, problem.to_string()))?;
+        let is_wanted = message.message.topic == topic
+            && key.is_of(&message)
+            && stored_ms.contains(&message.store_timestamp.0);
+        if is_wanted {
+            found.push(message);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,9 @@ mod push_consumer;
 mod retry;
 mod route;
 
-pub use admin::{Admin, BrokerHealth, ClusterBroker, GroupOffset, QueueStatus, TopicSettings};
+pub use admin::{
+    Admin, BrokerHealth, ClusterBroker, FoundMessage, GroupOffset, MessageKey, QueueStatus, TopicSettings,
+};
 pub use client::{Client, ClientBuilder};
 pub use error::{AdminError, ConfigError, ConsumeError, RequestError, RouteError, SendError};
 pub use group::ConsumeFrom;
