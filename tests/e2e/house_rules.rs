@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("net", &["ringmq-protocol"]),
     ("", &["ringmq-net", "ringmq-protocol", "ringmq-ring", "ringmq-storage"]),
     ("client", &["ringmq-protocol"]),
-    ("tools", &["ringmq-client", "ringmq-protocol"]),
+    ("tools", &["ringmq-client", "ringmq-protocol", "ringmq-storage"]),
     ("sim", &["ringmq", "ringmq-client", "ringmq-net", "ringmq-protocol", "ringmq-ring", "ringmq-storage"]),
     ("tests", &["ringmq-client", "ringmq-protocol"]),
 ];

@@ -4,6 +4,7 @@
 mod cluster;
 mod consume;
 mod lines;
+mod log;
 mod message;
 mod output;
 mod send;
@@ -43,6 +44,9 @@ enum Command {
     /// Look at the brokers
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Check, show, repair and copy the files of a broker's data directory
+    #[command(subcommand)]
+    Log(log::LogCommand),
 }
 
 /// Why a command did not succeed: one line that says what was wrong, and what to do about it.
@@ -145,6 +149,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
+    if let Command::Log(command) = arguments.command {
+        return log::run(command, arguments.json); // files only: no name server, no client
+    }
     let client = Client::builder(name_servers(arguments.namesrv)).build().await?;
     let json = arguments.json;
     let outcome = match arguments.command {
@@ -153,6 +160,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Consume(arguments) => consume::run(&client, arguments, json).await,
         Command::Message(command) => message::run(&client, command, json).await,
         Command::Cluster(command) => cluster::run(&client, command, json).await,
+        Command::Log(_) => unreachable!("done above"),
     };
     client.shutdown().await;
     outcome

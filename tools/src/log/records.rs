@@ -1,0 +1,137 @@
+//! The settings records of docs/format.md, as JSON. Nothing here trusts the bytes.
+
+use serde_json::{Value, json};
+
+/// What a kind of settings record is called, and the number that it has on disk.
+pub const TOPIC: u16 = 1;
+pub const GROUP: u16 = 2;
+pub const OFFSETS: u16 = 3;
+pub const TOPIC_DELETED: u16 = 4;
+pub const GROUP_DELETED: u16 = 5;
+pub const QUEUES: u16 = 6;
+pub const CHECKPOINT_BEGIN: u16 = 7;
+pub const CHECKPOINT_END: u16 = 8;
+
+/// The name of a kind of record.
+pub fn name(kind: u16) -> &'static str {
+    match kind {
+        TOPIC => "topic",
+        GROUP => "group",
+        OFFSETS => "offsets",
+        TOPIC_DELETED => "topic deleted",
+        GROUP_DELETED => "group deleted",
+        QUEUES => "queues",
+        CHECKPOINT_BEGIN => "checkpoint begin",
+        CHECKPOINT_END => "checkpoint end",
+        _ => "unknown",
+    }
+}
+
+/// The body of a record; `None` if it does not mean anything.
+pub fn decode(kind: u16, body: &[u8]) -> Option<Value> {
+    match kind {
+        TOPIC | GROUP => serde_json::from_slice(body).ok(),
+        OFFSETS => all(body, |rest| {
+            let (group, topic) = (text(rest)?, text(rest)?);
+            let (queue, offset) = (u32::from_le_bytes(take(rest)?), u64::from_le_bytes(take(rest)?));
+            Some(json!({ "group": group, "topic": topic, "queue": queue, "offset": offset }))
+        }),
+        TOPIC_DELETED | GROUP_DELETED => std::str::from_utf8(body).ok().map(|name| json!(name)),
+        QUEUES => {
+            let (topic, marks) = marks(body)?;
+            let queues: Vec<Value> = marks
+                .iter()
+                .map(|[queue, first, born, next]| {
+                    json!({ "queue": queue, "first": first, "born": born, "next": next })
+                })
+                .collect();
+            Some(json!({ "topic": topic, "queues": queues }))
+        }
+        CHECKPOINT_BEGIN | CHECKPOINT_END => body.is_empty().then_some(Value::Null),
+        _ => None,
+    }
+}
+
+/// A topic and how many queues a record of it speaks of.
+pub(super) fn topic_of(kind: u16, body: &[u8]) -> Option<(String, u32)> {
+    match kind {
+        TOPIC => {
+            let config: Value = serde_json::from_slice(body).ok()?;
+            let number = |name: &str| config.get(name).and_then(Value::as_u64).unwrap_or(0);
+            let queues = number("readQueueNums").max(number("writeQueueNums"));
+            Some((config.get("topicName")?.as_str()?.to_owned(), u32::try_from(queues).ok()?))
+        }
+        QUEUES => {
+            let (topic, marks) = marks(body)?;
+            let queues = marks.iter().map(|[queue, ..]| *queue + 1).max().unwrap_or(0);
+            Some((topic.to_owned(), u32::try_from(queues).ok()?))
+        }
+        _ => None,
+    }
+}
+
+/// A topic with, for each queue, its id, first offset, position of its first message, and next offset.
+fn marks(mut body: &[u8]) -> Option<(&str, Vec<[u64; 4]>)> {
+    let rest = &mut body;
+    let topic = text(rest)?;
+    let mut marks = Vec::new();
+    while !rest.is_empty() {
+        let queue = u64::from(u32::from_le_bytes(take(rest)?));
+        let mut long = || Some(u64::from_le_bytes(take(rest)?));
+        marks.push([queue, long()?, long()?, long()?]);
+    }
+    Some((topic, marks))
+}
+
+fn all(mut rest: &[u8], mut one: impl FnMut(&mut &[u8]) -> Option<Value>) -> Option<Value> {
+    let mut values = Vec::new();
+    while !rest.is_empty() {
+        values.push(one(&mut rest)?);
+    }
+    Some(Value::Array(values))
+}
+
+fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let [len] = take(rest)?;
+    let (text, tail) = rest.split_at_checked(usize::from(len))?;
+    *rest = tail;
+    std::str::from_utf8(text).ok()
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, tail) = rest.split_first_chunk()?;
+    *rest = tail;
+    Some(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(text: &str) -> Vec<u8> {
+        [&[text.len() as u8], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn each_kind_is_decoded_and_never_trusted() {
+        let offsets =
+            [named("G"), named("T"), 3u32.to_le_bytes().to_vec(), 9u64.to_le_bytes().to_vec()].concat();
+        let said = decode(OFFSETS, &offsets).unwrap();
+        assert_eq!(said, json!([{ "group": "G", "topic": "T", "queue": 3, "offset": 9 }]));
+        let numbers = [5u64, 6, 7].map(u64::to_le_bytes).concat();
+        let queues = [named("T"), 2u32.to_le_bytes().to_vec(), numbers].concat();
+        let said = decode(QUEUES, &queues).unwrap();
+        let queue = json!({ "queue": 2, "first": 5, "born": 6, "next": 7 });
+        assert_eq!(said, json!({ "topic": "T", "queues": [queue] }));
+        assert_eq!(topic_of(QUEUES, &queues), Some(("T".to_owned(), 3)));
+        let topic = br#"{"topicName":"T","readQueueNums":4,"writeQueueNums":8}"#;
+        assert_eq!(topic_of(TOPIC, topic), Some(("T".to_owned(), 8)));
+        assert_eq!(decode(TOPIC_DELETED, b"T"), Some(json!("T")));
+        for whole in [&offsets, &queues] {
+            // A single byte less is no offset and no queue any more.
+            let cut = &whole[..whole.len() - 1];
+            assert!(decode(OFFSETS, cut).is_none() && decode(QUEUES, cut).is_none());
+        }
+        assert_eq!(decode(99, b"x"), None);
+    }
+}
