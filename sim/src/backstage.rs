@@ -54,6 +54,8 @@ pub(crate) struct Lines {
     pub(crate) errors: Vec<String>,
     /// Stretches of the log reported as damaged by reads.
     pub(crate) damaged: Vec<Range<u64>>,
+    /// Stretches of the log whose reading failed, or is tried once more.
+    pub(crate) stutters: Vec<Range<u64>>,
 }
 
 /// Answers a shard as the housekeeping thread would.
@@ -67,9 +69,6 @@ pub(crate) struct Housekeeping {
     random: Random,
     /// Longest delay of an answer, in nanoseconds.
     pub(crate) slowest: u64,
-    /// Until then the disk has no room.
-    pub(crate) full_until: u64,
-    pub(crate) refused: u64,
     /// [`crate::Planted::UnsyncedSegment`]
     pub(crate) forgets_to_sync: bool,
     pub(crate) lines: Lines,
@@ -91,8 +90,6 @@ impl Housekeeping {
             sequence: 0,
             random: Random::new(seed),
             slowest: 2_000_000,
-            full_until: 0,
-            refused: 0,
             forgets_to_sync: false,
             lines: Lines::default(),
         };
@@ -126,16 +123,16 @@ impl Housekeeping {
         }
         while let Ok(message) = self.inbox.try_recv() {
             match message {
-                FromShard::Prepare(_) if now < self.full_until => {
-                    self.refused += 1;
-                    self.tell(ToShard::PrepareFailed { reason: "no space left on the device".into() });
-                    self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
-                }
-                FromShard::Prepare(prepare) => {
-                    self.zero(prepare).expect("the simulated disk has room");
-                    let at = now + self.random.below(self.slowest);
-                    self.later(at, Due::Zeroed(prepare));
-                }
+                FromShard::Prepare(prepare) => match self.zero(prepare) {
+                    Ok(()) => {
+                        let at = now + self.random.below(self.slowest);
+                        self.later(at, Due::Zeroed(prepare));
+                    }
+                    Err(error) => {
+                        self.tell(ToShard::PrepareFailed { reason: error.to_string() });
+                        self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
+                    }
+                },
                 FromShard::News(News::TopicChanged { ticket: Some(ticket), .. }) => {
                     let at = now + self.random.below(self.slowest);
                     self.later(at, Due::Registered(ticket));
@@ -159,11 +156,18 @@ impl Housekeeping {
 
     fn hear(&mut self, error: bool, line: String) {
         let lines = &mut self.lines;
-        if let Some((_, rest)) = line.split_once("the block of the log at ") {
-            let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
-            if let (Some(start), Some(len)) = (numbers.next(), numbers.next()) {
-                lines.damaged.push(start..start + len);
-            }
+        let numbers = |text: &str| {
+            let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+            Some((numbers.next()?, numbers.next()?))
+        };
+        // Once it is tried again, twice it is damage.
+        if let Some((_, rest)) = line.split_once("reading ") {
+            let place: Option<(u64, u64)> = numbers(rest);
+            lines.stutters.extend(place.map(|(len, start)| start..start + len));
+        } else if let Some((_, rest)) = line.split_once("the block of the log at ")
+            && error
+        {
+            lines.damaged.extend(numbers(rest).map(|(start, len)| start..start + len));
         }
         if error {
             lines.errors.push(line);

@@ -91,8 +91,12 @@ pub enum Anomaly {
     UnexpectedAnswer,
     /// The broker closed a connection without a reason.
     ClosedConnection,
-    /// The broker could not start, or not stop.
+    /// The broker could not start, or not stop, or takes nothing though nothing is wrong any more.
     Stuck,
+    /// Damage that the broker kept to itself.
+    Unreported,
+    /// Damage reported where there is none, or done by the broker itself.
+    FalseAlarm,
 }
 
 #[derive(Clone, Debug)]
@@ -161,17 +165,32 @@ pub struct Checker {
     unreadable: Vec<Range<u64>>,
     lost: Vec<Range<u64>>,
     has_rot: bool,
+    /// Acknowledged is not durable.
+    is_async: bool,
+    /// Queues that have lost their end with the power.
+    shortened: BTreeSet<Queue>,
     failed_at: Option<u64>,
     acknowledged: u64,
     seen: u64,
     violations: Vec<Violation>,
+    counts: BTreeMap<Anomaly, u64>,
 }
 
 /// More of them say no more.
 const VIOLATIONS_MAX: usize = 50;
 
 impl Checker {
+    /// For a broker that acknowledges before the disk has it, and says so.
+    pub fn of_async(is_async: bool) -> Checker {
+        Checker { is_async, ..Checker::default() }
+    }
+
+    pub fn is_async(&self) -> bool {
+        self.is_async
+    }
+
     pub fn report(&mut self, anomaly: Anomaly, text: impl Into<String>) {
+        *self.counts.entry(anomaly).or_default() += 1;
         if self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(Violation { anomaly, text: text.into() });
         }
@@ -179,6 +198,11 @@ impl Checker {
 
     pub fn violations(&self) -> &[Violation] {
         &self.violations
+    }
+
+    /// How often each anomaly was found.
+    pub fn counts(&self) -> &BTreeMap<Anomaly, u64> {
+        &self.counts
     }
 
     pub fn acknowledged_count(&self) -> u64 {
@@ -282,6 +306,45 @@ impl Checker {
 
     pub fn has_rot(&self) -> bool {
         self.has_rot
+    }
+
+    /// After a power cut the log ends at `end`, and everything from `from` on may be lost, but nothing else. Gives the
+    /// number of acknowledged messages that are. They must not come back.
+    pub fn cut(&mut self, end: u64, from: u64) -> u64 {
+        let mut acknowledged = 0;
+        let is_lost = |placed: &Placed| placed.position >= end.max(from);
+        for ((queue, _), placed) in self.placed.iter().filter(|(_, placed)| is_lost(placed)) {
+            self.places.remove(&placed.id);
+            self.shortened.insert(*queue);
+            if let Some((_, fate)) = self.sends.get_mut(&placed.id) {
+                acknowledged += u64::from(*fate == Fate::Acknowledged);
+                *fate = Fate::Refused;
+            }
+        }
+        self.placed.retain(|_, placed| !is_lost(placed));
+        // A pull may also have passed over lost messages that nobody saw.
+        let mut ends: BTreeMap<Queue, u64> = BTreeMap::new();
+        for (queue, offset) in self.placed.keys() {
+            ends.insert(*queue, offset + 1);
+        }
+        for pull in &mut self.pulls {
+            pull.range.end = pull.range.end.min(ends.get(&pull.queue).copied().unwrap_or(0));
+            pull.offsets.retain(|offset| *offset < pull.range.end);
+        }
+        acknowledged
+    }
+
+    /// Whether a consumer may be ahead of what is there.
+    pub fn is_shortened(&self, queue: Queue) -> bool {
+        self.shortened.contains(&queue)
+    }
+
+    /// Whether clients know of a message in this range of the log, and may ask for it.
+    pub fn knows(&self, range: &Range<u64>) -> bool {
+        let is_in = |(place, placed): (&(Queue, u64), &Placed)| {
+            range.contains(&placed.position) && !self.forsaken.contains(&place.0.topic)
+        };
+        self.placed.iter().any(is_in)
     }
 
     // ---- pulls
@@ -406,13 +469,16 @@ impl Checker {
                 let is_excused = self.forsaken.contains(&place.0.topic) || is_in(&self.lost, placed.position);
                 !there.contains(place) && !is_excused
             })
-            .map(|((queue, offset), placed)| {
+            .flat_map(|((queue, offset), placed)| {
                 let is_acknowledged =
                     self.sends.get(&placed.id).is_some_and(|(_, fate)| *fate == Fate::Acknowledged);
-                let anomaly = if is_acknowledged { Anomaly::LostWrite } else { Anomaly::Phantom };
-                let seen = if placed.is_seen { ", seen by a consumer" } else { "" };
                 let (id, position) = (placed.id, placed.position);
-                (anomaly, format!("{id} at {offset} of {queue}, position {position}{seen}"))
+                let text = format!("{id} at {offset} of {queue}, position {position}");
+                let found = [
+                    (is_acknowledged, Anomaly::LostWrite),
+                    (placed.is_seen || !is_acknowledged, Anomaly::Phantom),
+                ];
+                found.into_iter().filter(|(is_so, _)| *is_so).map(move |(_, anomaly)| (anomaly, text.clone()))
             })
             .collect();
         for (anomaly, text) in gone {
