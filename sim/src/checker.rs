@@ -294,9 +294,23 @@ impl Checker {
         self.unreadable.push(range);
     }
 
-    /// The broker said that this stretch of the log is lost.
-    pub fn lost(&mut self, range: Range<u64>) {
+    /// The broker said that this stretch of the log is lost. What is lost at the end of a queue leaves no trace there: its
+    /// offsets are given again. Gives the number of offsets for which that may happen.
+    pub fn lost(&mut self, range: Range<u64>) -> u64 {
         self.lost.push(range);
+        let (mut gone, mut survivor) = (BTreeSet::new(), None);
+        for (place, placed) in self.placed.iter().rev() {
+            if survivor == Some(place.0) {
+                continue;
+            }
+            if is_in(&self.lost, placed.position) {
+                gone.insert(*place);
+            } else {
+                survivor = Some(place.0);
+            }
+        }
+        self.forget(&gone);
+        gone.len() as u64
     }
 
     /// Bits on the medium were inverted: settings may be lost with messages.
@@ -311,27 +325,43 @@ impl Checker {
     /// After a power cut the log ends at `end`, and everything from `from` on may be lost, but nothing else. Gives the
     /// number of acknowledged messages that are. They must not come back.
     pub fn cut(&mut self, end: u64, from: u64) -> u64 {
-        let mut acknowledged = 0;
         let is_lost = |placed: &Placed| placed.position >= end.max(from);
-        for ((queue, _), placed) in self.placed.iter().filter(|(_, placed)| is_lost(placed)) {
+        let gone =
+            self.placed.iter().filter(|(_, placed)| is_lost(placed)).map(|(place, _)| *place).collect();
+        let acknowledged = self.forget(&gone);
+        // A pull may also have passed over lost messages that nobody saw.
+        self.clip_pulls(None);
+        acknowledged
+    }
+
+    /// These places may be taken by other messages. Gives the number of acknowledged messages in them.
+    fn forget(&mut self, gone: &BTreeSet<(Queue, u64)>) -> u64 {
+        let mut acknowledged = 0;
+        for place in gone {
+            let placed = self.placed.remove(place).expect("it was found there");
             self.places.remove(&placed.id);
-            self.shortened.insert(*queue);
+            self.shortened.insert(place.0);
             if let Some((_, fate)) = self.sends.get_mut(&placed.id) {
                 acknowledged += u64::from(*fate == Fate::Acknowledged);
                 *fate = Fate::Refused;
             }
         }
-        self.placed.retain(|_, placed| !is_lost(placed));
-        // A pull may also have passed over lost messages that nobody saw.
+        let queues: BTreeSet<Queue> = gone.iter().map(|(queue, _)| *queue).collect();
+        self.clip_pulls(Some(&queues));
+        acknowledged
+    }
+
+    /// What pulls of these queues, or of all, found behind the last known message does not count any more.
+    fn clip_pulls(&mut self, queues: Option<&BTreeSet<Queue>>) {
         let mut ends: BTreeMap<Queue, u64> = BTreeMap::new();
         for (queue, offset) in self.placed.keys() {
             ends.insert(*queue, offset + 1);
         }
-        for pull in &mut self.pulls {
+        let is_meant = |pull: &&mut Pull| queues.is_none_or(|queues| queues.contains(&pull.queue));
+        for pull in self.pulls.iter_mut().filter(is_meant) {
             pull.range.end = pull.range.end.min(ends.get(&pull.queue).copied().unwrap_or(0));
             pull.offsets.retain(|offset| *offset < pull.range.end);
         }
-        acknowledged
     }
 
     /// Whether a consumer may be ahead of what is there.

@@ -21,6 +21,8 @@ pub struct Coverage {
     pub stutters_reported: u64,
     /// Acknowledged messages that were allowed to be lost with the end of the log, and were.
     pub lost_at_end: u64,
+    /// Offsets of messages that were lost by corruption at the end of a queue: they may be given again.
+    pub free_again: u64,
     pub async_lives: u64,
     pub segments: u64,
     pub disk_reads: u64,
@@ -52,6 +54,7 @@ impl Coverage {
         self.stutters += other.stutters;
         self.stutters_reported += other.stutters_reported;
         self.lost_at_end += other.lost_at_end;
+        self.free_again += other.free_again;
         self.async_lives += other.async_lives;
         self.segments += other.segments;
         self.disk_reads += other.disk_reads;

@@ -226,10 +226,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// As [`Ledger::damage_reported`], of a block that was read for a client. Two reads in a row may have gone wrong.
-    pub(crate) fn block_reported(&mut self, range: &Range<u64>) -> Result<(), String> {
-        let told = self.damage_reported(range);
-        if self.stutters_of_life > 1 { Ok(()) } else { told }
+    /// The broker said that it read this block in vain for a client, twice. It may have been written over rightly since, and
+    /// both reads may have gone wrong.
+    pub(crate) fn block_reported(&mut self, block: &Range<u64>) -> Result<(), String> {
+        self.stutter_reported(block);
+        self.reported.push(block.clone());
+        if self.wrong.contains(&block.start) || self.stutters_of_life > 1 {
+            return Ok(());
+        }
+        Err(format!("{block:?} is said to be damaged: nobody did anything to it"))
     }
 
     // ---- lives

@@ -98,13 +98,14 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         coverage.lost_at_end
     );
     println!(
-        "corruption: {} blocks made wrong for good, {} reported, {} of nothing that clients know; {} reads gone wrong, {} reported, the others just before a crash; {} lines about damage",
+        "corruption: {} blocks made wrong for good, {} reported, {} of nothing that clients know; {} reads gone wrong, {} reported, the others just before a crash; {} lines about damage; {} offsets lost at the end of a queue, to be given again",
         corruption.injected,
         corruption.reported,
         corruption.unknown,
         coverage.stutters,
         coverage.stutters_reported,
-        coverage.damage_reports
+        coverage.damage_reports,
+        coverage.free_again
     );
     println!(
         "broker: {} requests, {} reads, {} writes, {} segments; refused: {} busy, {} for lack of space, {} after a failed write ({} logs failed); {} long polls, {} topics deleted; sends taken again after faults: {}",

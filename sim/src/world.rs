@@ -41,6 +41,8 @@ const SECOND: u64 = 1_000 * MILLI;
 const ANSWER_NANOS: u64 = 30 * SECOND;
 /// Longest time that a stop may take.
 const STOP_NANOS: u64 = 10 * SECOND;
+/// A broker that takes so long to stop has not waited for its disk.
+const STOP_GRACE_NANOS: u64 = 2 * SECOND;
 /// How long a sound disk takes, at least and at most.
 const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(400));
 /// Number of the producer that asks whether sends are taken again.
@@ -325,7 +327,7 @@ impl World {
         self.watch.borrow_mut().ledger.on_boot(report.end.0);
         for damage in &report.damaged {
             let range = damage.position.0..damage.position.0 + damage.bytes;
-            self.checker.lost(range.clone());
+            self.coverage.free_again += self.checker.lost(range.clone());
             self.coverage.damage_reports += 1;
             if self.options.planted != Some(Planted::SilentDamage) {
                 let told = self.watch.borrow_mut().ledger.damage_reported(&range);
@@ -452,6 +454,8 @@ impl World {
         self.faults.clear();
         self.make_room();
         self.disk.set_latency(FAST.0, FAST.1);
+        self.watch.borrow_mut().write_fault = None;
+        self.watch.borrow_mut().read_fault = None;
         for client in &mut self.clients {
             if let Some(wire) = &mut client.wire {
                 wire.mend();
@@ -492,6 +496,9 @@ impl World {
                 self.coverage.probes += 1;
                 break;
             }
+            if self.trouble.log_failed {
+                break;
+            }
             if self.now() > until {
                 let remark = answer.remark.unwrap_or_default();
                 self.checker.report(Anomaly::Stuck, format!("a send is still refused: {remark}"));
@@ -507,13 +514,14 @@ impl World {
         self.coverage.stops += 1;
         self.trouble.is_stopping = true;
         self.broker.as_mut().expect("it is alive").housekeeping.stop();
-        let until = self.now() + STOP_NANOS;
+        let begun = self.now();
+        let until = begun + STOP_NANOS;
         while self.step(until) {
             if self.now() >= until {
                 return self.checker.report(Anomaly::Stuck, "the broker does not stop");
             }
         }
-        self.is_flushed = !self.trouble.log_failed;
+        self.is_flushed = !self.trouble.log_failed && self.now() - begun < STOP_GRACE_NANOS;
     }
 
     /// Cuts the power, and lets some time go by.
