@@ -244,7 +244,9 @@ impl Consumer {
         match asked {
             Asked::Pull(pulling) => self.on_pulled(pulling, answer, ctx),
             Asked::Commit { key, number } if is_ok => ctx.checker.committed(key, number),
-            Asked::Commit { key, .. } if is_missing && !ctx.checker.is_known(key.queue.topic) => {}
+            Asked::Commit { key, .. }
+                if is_missing
+                    && (!ctx.checker.is_known(key.queue.topic) || ctx.checker.is_shortened(key.queue)) => {}
             Asked::Heartbeat if is_ok => {}
             Asked::Heartbeat | Asked::Commit { .. } => {
                 if !ctx.may_refuse_write(answer) {

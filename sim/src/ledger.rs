@@ -41,10 +41,11 @@ impl Head {
     fn read(bytes: &[u8], position: u64) -> Option<Head> {
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let own = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
-        (bytes.starts_with(b"RMQB") && own == position).then_some(Head {
-            end: position + HEAD_BYTES + u64::from(word(16)?),
-            durable: position - u64::from(word(40)?),
-        })
+        if !bytes.starts_with(b"RMQB") || own != position {
+            return None;
+        }
+        let end = position + HEAD_BYTES + u64::from(word(16)?);
+        Some(Head { end, durable: position.saturating_sub(u64::from(word(40)?)) })
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) struct Ledger {
     end: u64,
     /// Reads that came wrong, with the time.
     stutters: Vec<(Range<u64>, u64)>,
-    stutters_of_life: u64,
+    stutters_of_life: Vec<Range<u64>>,
     reported: Vec<Range<u64>>,
     pub(crate) stutters_made: u64,
     pub(crate) stutters_reported: u64,
@@ -107,7 +108,7 @@ impl Ledger {
             reading: BTreeMap::new(),
             end: 0,
             stutters: Vec::new(),
-            stutters_of_life: 0,
+            stutters_of_life: Vec::new(),
             reported: Vec::new(),
             stutters_made: 0,
             stutters_reported: 0,
@@ -177,9 +178,9 @@ impl Ledger {
         let is_wrong_at = |at: &usize| bytes.is_none_or(|bytes| bytes[*at] != truth[*at]);
         let mut wrong = (0..read.unwrap_or(0)).filter(is_wrong_at).map(|at| start + at as u64);
         if bytes.is_none() || wrong.any(|position| self.block_at(position).is_some()) {
-            self.stutters.push((range, now));
+            self.stutters.push((range.clone(), now));
             self.stutters_made += 1;
-            self.stutters_of_life += 1;
+            self.stutters_of_life.push(range);
         }
     }
 
@@ -226,12 +227,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// The broker said that it read this block in vain for a client, twice. It may have been written over rightly since, and
-    /// both reads may have gone wrong.
+    /// The broker said that it read this block in vain for a client, twice. Both reads were made to go wrong, or one was and
+    /// the other met a block beside it that is wrong, or this one is, or was before it was written again.
     pub(crate) fn block_reported(&mut self, block: &Range<u64>) -> Result<(), String> {
         self.stutter_reported(block);
         self.reported.push(block.clone());
-        if self.wrong.contains(&block.start) || self.stutters_of_life > 1 {
+        let reads = self.stutters_of_life.iter();
+        let reads: Vec<_> = reads.filter(|read| read.start < block.end && block.start < read.end).collect();
+        let is_beside = reads.iter().any(|read| self.wrong.range(read.start..read.end).next().is_some());
+        if self.wrong.contains(&block.start) || reads.len() > 1 || is_beside {
             return Ok(());
         }
         Err(format!("{block:?} is said to be damaged: nobody did anything to it"))
@@ -252,7 +256,7 @@ impl Ledger {
     /// A broker has found that the log ends here.
     pub(crate) fn on_boot(&mut self, end: u64) {
         for (start, writing) in std::mem::take(&mut self.writing) {
-            if start < end {
+            if start < end && self.is_sound(start..writing.head.end) {
                 // It was under way when the power was cut, and is part of the log.
                 self.blocks.insert(start, writing.head.end);
             }
@@ -262,7 +266,7 @@ impl Ledger {
         self.reported.retain(|range| range.start < end);
         self.unproven.clear();
         self.reading.clear();
-        self.stutters_of_life = 0;
+        self.stutters_of_life.clear();
         self.end = end;
     }
 

@@ -131,6 +131,7 @@ impl World {
         let segment_bytes = random.between(1, 4) << 20;
         let ledger = Ledger::new(disk.clone(), segment_bytes);
         let watch = Rc::new(RefCell::new(Watch::new(random.next_u64(), options.planted, ledger)));
+        let is_hostile = random.chance(20);
         let is_async = random.chance(25) && options.planted.is_none();
         let topic = |id, name: &str, queues, state| Topic {
             id: TopicId(id),
@@ -145,7 +146,7 @@ impl World {
             // Made by the first send to it.
             topic(2, "automatic", 2, TopicState::Ready),
         ];
-        let mut roles = vec![Role::Admin(Admin::new(&mut random))];
+        let mut roles = vec![Role::Admin(Admin::new(!is_hostile, &mut random))];
         for number in 0..random.between(1, 4) as u32 {
             roles.push(Role::Producer(Producer::new(number, &mut random)));
         }
@@ -167,7 +168,7 @@ impl World {
             broker: None,
             is_active: false,
             faults: Vec::new(),
-            is_hostile: random.chance(20),
+            is_hostile,
             is_async,
             room_at: None,
             is_flushed: false,
