@@ -359,7 +359,11 @@ impl Checker {
         }
         let is_meant = |pull: &&mut Pull| queues.is_none_or(|queues| queues.contains(&pull.queue));
         for pull in self.pulls.iter_mut().filter(is_meant) {
-            pull.range.end = pull.range.end.min(ends.get(&pull.queue).copied().unwrap_or(0));
+            let end = ends.get(&pull.queue).copied().unwrap_or(0);
+            if pull.range.end > end {
+                pull.range.end = end;
+                self.shortened.insert(pull.queue);
+            }
             pull.offsets.retain(|offset| *offset < pull.range.end);
         }
     }
