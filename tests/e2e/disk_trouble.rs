@@ -195,6 +195,15 @@ impl Throttle {
         fs::write(self.group.join("blkio.throttle.write_bps_device"), line).is_ok()
     }
 
+    /// Whether writes to the device were counted against the bound.
+    fn has_counted(&self) -> bool {
+        let counts = fs::read_to_string(self.group.join("blkio.throttle.io_service_bytes"));
+        let write = format!("{} Write ", self.device);
+        counts.expect("a file of the group").lines().any(|line| {
+            line.strip_prefix(&write).and_then(|bytes| bytes.parse().ok()).is_some_and(|bytes: u64| bytes > 0)
+        })
+    }
+
     fn hold(&self, pid: u32) {
         fs::write(self.group.join("cgroup.procs"), pid.to_string()).expect("a process of our own");
     }
@@ -245,6 +254,8 @@ fn a_slow_disk_slows_sends_only_and_loses_nothing() {
         }
     }
     sender.check(&mut raw);
+
+    assert!(throttle.has_counted(), "the disk was not slow");
 
     // Killed with sends under way, whose fate nobody knows.
     throttle.set(256 << 10);

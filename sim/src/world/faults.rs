@@ -91,7 +91,10 @@ impl Fault {
             74..79 => Fault::DiskLatency(random.below(MILLI), random.between(MILLI, 30 * MILLI)),
             79..82 => Fault::DiskLatency(random.below(100 * MILLI), random.between(100 * MILLI, SECOND)),
             82..87 => Fault::NetDelay(random.below(5 * MILLI), random.between(5 * MILLI, 20 * MILLI)),
-            87..95 => Fault::NoSpace(random.below(1 << 20), random.between(10 * MILLI, 3 * SECOND)),
+            87..95 => {
+                let most = [1, 1, 64 << 10, 1 << 20][random.below(4) as usize];
+                Fault::NoSpace(random.below(most), random.between(10 * MILLI, 3 * SECOND))
+            }
             _ => Fault::SlowHousekeeping(random.between(10 * MILLI, SECOND)),
         }
     }

@@ -154,7 +154,7 @@ pub fn run(
     let mut spec_of_start = |rng: &mut StdRng| {
         if settings.is_mixed {
             let pad = ["true", "false"][usize::from(rng.random_ratio(3, 4))];
-            let tail = ["8MiB", "64MiB"][usize::from(rng.random_ratio(1, 2))];
+            let tail = ["16MiB", "64MiB"][usize::from(rng.random_ratio(1, 2))];
             spec.drawn = ["--pad-blocks", pad, "--tail-memory", tail].map(str::to_owned).to_vec();
         }
         spec.clone()
