@@ -93,7 +93,9 @@ impl Fault {
             82..87 => Fault::NetDelay(random.below(5 * MILLI), random.between(5 * MILLI, 20 * MILLI)),
             87..95 => {
                 let most = [1, 1, 64 << 10, 1 << 20][random.below(4) as usize];
-                Fault::NoSpace(random.below(most), random.between(10 * MILLI, 3 * SECOND))
+                // Some outlast lives.
+                let longest = [SECOND, 3 * SECOND, 15 * SECOND][random.below(3) as usize];
+                Fault::NoSpace(random.below(most), random.between(10 * MILLI, longest))
             }
             _ => Fault::SlowHousekeeping(random.between(10 * MILLI, SECOND)),
         }
