@@ -10,23 +10,8 @@ use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::code::RequestCode;
 use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
 use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, pull_flag};
-use ringmq_storage::{LogConfig, SegmentBase, SegmentStore};
+use ringmq_storage::{LogConfig, MemoryStore};
 use std::hint::black_box;
-use std::io;
-
-struct Empty;
-
-impl SegmentStore for Empty {
-    fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
-        Ok(Vec::new())
-    }
-    fn read_at(&mut self, _: SegmentBase, _: u64, _: &mut [u8]) -> io::Result<usize> {
-        Ok(0)
-    }
-    fn sync(&mut self, _: SegmentBase) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A shard on a disk that takes no time: writes are complete as soon as they are submitted.
 struct Fast {
@@ -45,7 +30,7 @@ impl Fast {
             key_salt: 1,
         };
         let log = LogConfig { record_bytes_max: limits::RECORD_BYTES_MAX as u32, ..LogConfig::default() };
-        let mut shard = Shard::boot(config, log, &mut Empty, 0).unwrap().shard;
+        let mut shard = Shard::boot(config, log, &mut MemoryStore::default(), 0, &mut |_| {}).unwrap().shard;
         shard.begin_turn(Time { monotonic_ms: 1, wall_ms: 1_700_000_000_000 });
         Fast { shard, fx: Effects::default() }
     }

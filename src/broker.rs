@@ -3,7 +3,7 @@
 
 use crate::config::{Config, ConfigError, Flush, NameServers};
 use crate::driver::{Backstage, Driver, FromShard, LogFiles, ToShard};
-use crate::housekeeping::{self, ShardEnded, ShardLink};
+use crate::housekeeping::{self, Retention, ShardEnded, ShardLink};
 use crate::namesrv::{self, BIND_PATIENCE};
 use crate::shard::{FlushDiskType, Shard, ShardConfig, limits};
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -11,7 +11,7 @@ use ringmq_net::Limits;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::{Access, Config as RingConfig, Listener, OpenMode, Ring, SetupError, Uring, Waker};
 use ringmq_storage::{
-    DataDir, FsStore, LogConfig, NewDataDir, OpenError, RecoverError, RecoveryReport, Wanted,
+    DataDir, FsStore, IndexHeader, LogConfig, NewDataDir, OpenError, RecoverError, RecoveryReport, Wanted,
 };
 use std::fs::File;
 use std::io::{self, Write};
@@ -101,7 +101,10 @@ struct ShardReady {
     topics: Vec<TopicConfig>,
     waker: Waker,
     report: RecoveryReport,
+    notes: Vec<String>,
     problems: Vec<String>,
+    log: LogConfig,
+    sealed: Vec<IndexHeader>,
     recovery: Duration,
     direct: bool,
 }
@@ -171,7 +174,12 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
             broker_name,
             address: ready.address,
             directory,
-            segment_bytes: data.segment_bytes(),
+            log: ready.log.clone(),
+            retention: Retention {
+                bytes: config.retention.bytes.map(|bytes| bytes / u64::from(data.shards())),
+                ..config.retention
+            },
+            sealed: ready.sealed.clone(),
             topics: ready.topics.clone(),
             inbox,
             outbox,
@@ -297,7 +305,9 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
         key_salt: plan.key_salt,
     };
     let started = Instant::now();
-    let boot = Shard::boot(config, plan.log, &mut plan.store, wall_ms())
+    let log = plan.log.clone();
+    let mut progress = |line| tracing::info!("shard {}: {line}", plan.index);
+    let boot = Shard::boot(config, plan.log, &mut plan.store, wall_ms(), &mut progress)
         .map_err(|source| BrokerError::Recover { shard: plan.index, source })?;
     let ready = ShardReady {
         listen,
@@ -305,7 +315,10 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
         topics: boot.shard.topic_configs(),
         waker: ring.waker(),
         report: boot.report,
+        notes: boot.notes,
         problems: boot.problems,
+        log,
+        sealed: boot.shard.sealed_headers(),
         recovery: started.elapsed(),
         direct,
     };
@@ -408,6 +421,9 @@ fn report_recovery(shards: &[ShardReady]) {
                 shard.recovery.as_millis(),
                 report.cut_bytes
             );
+        }
+        for note in &shard.notes {
+            tracing::info!("shard {index}: {note}");
         }
         for damage in &report.damaged {
             tracing::error!(

@@ -1,9 +1,11 @@
 //! What a broker can be told: on the command line, or in a TOML file with the same names. The command line wins.
 
+use crate::housekeeping::Retention;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// RingMQ's broker: speaks RocketMQ's protocol, durable before it acknowledges, one shard for each core.
 #[derive(Parser, Debug, Default)]
@@ -68,6 +70,17 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
     segment_size: Option<u64>,
+    /// How long messages are kept, like 72h or 7d [default: 72h]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[serde(default, deserialize_with = "duration_or_none")]
+    retention_time: Option<Duration>,
+    /// Room that messages may take on the disk, all shards together, like 100GiB; the oldest go first [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size_or_none")]
+    retention_size: Option<u64>,
+    /// What may be deleted when it is due: what no group that is online has still to consume, or anything [default: consumed]
+    #[arg(long, value_enum)]
+    retention: Option<Delete>,
     /// Memory of each shard for recent messages, like 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
@@ -79,6 +92,14 @@ pub struct Settings {
 pub enum Flush {
     Sync,
     Async,
+}
+
+/// What may be deleted when it is due.
+#[derive(ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+pub enum Delete {
+    Consumed,
+    Force,
 }
 
 /// Where the broker finds its name servers.
@@ -106,6 +127,7 @@ pub struct Config {
     /// As asked for by name.
     pub segment_bytes: Option<u64>,
     pub tail_bytes: u64,
+    pub retention: Retention,
 }
 
 /// One line that says what is wrong with the settings and what to do.
@@ -153,6 +175,9 @@ impl Settings {
             pad_blocks: self.pad_blocks.or(file.pad_blocks),
             segment_size: self.segment_size.or(file.segment_size),
             tail_memory: self.tail_memory.or(file.tail_memory),
+            retention_time: self.retention_time.or(file.retention_time),
+            retention_size: self.retention_size.or(file.retention_size),
+            retention: self.retention.or(file.retention),
         }
     }
 
@@ -192,6 +217,11 @@ impl Settings {
             pad_blocks: self.pad_blocks.unwrap_or(false),
             segment_bytes: self.segment_size,
             tail_bytes: self.tail_memory.unwrap_or(64 << 20),
+            retention: Retention {
+                age: self.retention_time.unwrap_or(Duration::from_secs(72 * 3600)),
+                bytes: self.retention_size,
+                forced: self.retention == Some(Delete::Force),
+            },
         })
     }
 }
@@ -255,6 +285,28 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// A span of time with its unit: 90s, 15m, 72h, 7d.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit.trim() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(format!("{text:?} is not a time: use a number and s, m, h or d, like 72h")),
+    };
+    let number: u64 = number
+        .parse()
+        .map_err(|_| format!("{text:?} is not a time: it must begin with a number, like 72h"))?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+fn duration_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 fn size_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -311,6 +363,19 @@ mod tests {
             let text = resolve(line, file).unwrap_err().to_string();
             assert!(text.contains(part), "{line} {file}: {text}");
         }
+    }
+
+    #[test]
+    fn retention_is_a_time_a_size_and_a_rule() {
+        let config = resolve("--retention-time 7d --retention-size 1GiB", "retention = \"force\"").unwrap();
+        assert_eq!(config.retention.age, Duration::from_secs(7 * 24 * 3600));
+        assert_eq!((config.retention.bytes, config.retention.forced), (Some(1 << 30), true));
+        let config = resolve("", "retention-time = \"90s\"").unwrap();
+        assert_eq!(config.retention.age, Duration::from_secs(90));
+        assert_eq!((config.retention.bytes, config.retention.forced), (None, false));
+        assert!(
+            parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err()
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What stands beside a simulated shard: its files, for recovery, and the housekeeping thread, with its delays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,10 @@ use crossbeam::channel::{Receiver, Sender};
 use ringmq::driver::{Backstage, FromShard, ToShard};
 use ringmq::shard::News;
 use ringmq_ring::sim::{Random, SimDisk};
-use ringmq_storage::{Prepare, SegmentBase, SegmentStore};
+use ringmq_storage::{
+    ChainPoint, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, index_path, rebuild_index, seal,
+};
+use std::sync::Arc;
 
 /// Directory of the segments.
 pub(crate) const LOG_DIR: &str = "/log";
@@ -22,8 +25,14 @@ pub(crate) fn segment_path(segment: SegmentBase) -> PathBuf {
     Path::new(LOG_DIR).join(segment.file_name())
 }
 
-/// The segments on a simulated disk, as recovery wants them.
+/// The files on a simulated disk, as the log wants them.
 pub(crate) struct SimStore(pub SimDisk);
+
+const INDEX_SUFFIX: &str = ".index";
+
+fn of_index(path: &Path) -> Option<SegmentBase> {
+    SegmentBase::from_file_name(path.file_name()?.to_str()?.strip_suffix(INDEX_SUFFIX)?)
+}
 
 impl SegmentStore for SimStore {
     fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
@@ -39,6 +48,38 @@ impl SegmentStore for SimStore {
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
         self.0.sync_file(&segment_path(segment))
     }
+
+    fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        let files = self.0.list(Path::new(LOG_DIR));
+        Ok(files.into_iter().filter_map(|(path, len)| Some((of_index(&path)?, len))).collect())
+    }
+
+    fn read_index(&mut self, segment: SegmentBase, page: u32, buffer: &mut [u8]) -> io::Result<()> {
+        let offset = u64::from(page) * buffer.len() as u64;
+        match self.0.read_at(&index_path(Path::new(LOG_DIR), segment), offset, buffer)? {
+            read if read == buffer.len() => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn write_index(
+        &mut self,
+        segment: SegmentBase,
+        write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (mut bytes, path) = (Vec::new(), index_path(Path::new(LOG_DIR), segment));
+        write(&mut bytes)?;
+        let aside = path.with_extension("new");
+        if self.0.exists(&aside) {
+            self.0.remove(&aside)?;
+        }
+        self.0.create(&aside)?;
+        self.0.write_at(&aside, 0, &bytes)?;
+        self.0.sync_file(&aside)?;
+        self.0.rename(&aside, &path)?;
+        self.0.sync_dir(Path::new(LOG_DIR));
+        Ok(())
+    }
 }
 
 enum Due {
@@ -46,6 +87,8 @@ enum Due {
     Zeroed(Prepare),
     PrepareAgain,
     Registered(u64),
+    Seal,
+    Rebuild(SegmentBase, ChainPoint),
 }
 
 /// What the operator would have read.
@@ -61,7 +104,10 @@ pub(crate) struct Lines {
 /// Answers a shard as the housekeeping thread would.
 pub(crate) struct Housekeeping {
     disk: SimDisk,
-    segment_bytes: u64,
+    log: LogConfig,
+    /// When the last index was or will be written: they are written in order.
+    sealed_at: u64,
+    to_seal: VecDeque<Arc<SegmentIndex>>,
     inbox: Receiver<FromShard>,
     outbox: Sender<ToShard>,
     due: BTreeMap<(u64, u64), Due>,
@@ -76,14 +122,16 @@ pub(crate) struct Housekeeping {
 
 impl Housekeeping {
     /// The shard's end of the channels, and this one.
-    pub(crate) fn new(disk: SimDisk, segment_bytes: u64, seed: u64) -> (Backstage, Housekeeping) {
+    pub(crate) fn new(disk: SimDisk, log: LogConfig, seed: u64) -> (Backstage, Housekeeping) {
         let (to_shard, inbox) = crossbeam::channel::bounded(64);
         // Small, so that a driver has to keep some of what it wants to say.
         let (outbox, from_shard) = crossbeam::channel::bounded(4);
         let backstage = Backstage { inbox, outbox, notify: Box::new(|| {}) };
         let housekeeping = Housekeeping {
             disk,
-            segment_bytes,
+            log,
+            sealed_at: 0,
+            to_seal: VecDeque::new(),
             inbox: from_shard,
             outbox: to_shard,
             due: BTreeMap::new(),
@@ -119,6 +167,23 @@ impl Housekeeping {
                 }
                 Due::PrepareAgain => self.tell(ToShard::PrepareAgain),
                 Due::Registered(ticket) => self.tell(ToShard::Registered { ticket }),
+                Due::Seal => {
+                    let index = self.to_seal.front().expect("one for each time it is due");
+                    match seal(&mut SimStore(self.disk.clone()), &self.log, index) {
+                        Ok(header) => {
+                            self.to_seal.pop_front();
+                            self.tell(ToShard::Sealed(Box::new(header)));
+                        }
+                        Err(_) => self.later(now + PREPARE_RETRY_NANOS, Due::Seal),
+                    }
+                }
+                Due::Rebuild(segment, replay_from) => {
+                    let mut store = SimStore(self.disk.clone());
+                    let rebuilt = rebuild_index(&mut store, &self.log, segment, replay_from);
+                    let result =
+                        rebuilt.map(|(header, _)| Box::new(header)).map_err(|error| error.to_string());
+                    self.tell(ToShard::Rebuilt { segment, result });
+                }
             }
         }
         while let Ok(message) = self.inbox.try_recv() {
@@ -138,6 +203,18 @@ impl Housekeeping {
                     self.later(at, Due::Registered(ticket));
                 }
                 FromShard::News(News::Log { error, line }) => self.hear(error, line),
+                FromShard::News(News::Seal(index)) => {
+                    self.sealed_at = self.sealed_at.max(now + self.random.below(self.slowest));
+                    self.to_seal.push_back(index);
+                    self.later(self.sealed_at, Due::Seal);
+                }
+                FromShard::News(News::Rebuild { segment, replay_from }) => {
+                    let at = now + self.random.below(self.slowest);
+                    self.later(at, Due::Rebuild(segment, replay_from));
+                }
+                FromShard::News(News::Released(_) | News::Kept { .. }) => {
+                    unreachable!("nothing was asked to go")
+                }
                 FromShard::News(News::TopicChanged { .. } | News::TopicDeleted { .. }) => {}
             }
         }
@@ -148,8 +225,8 @@ impl Housekeeping {
         if !self.disk.exists(&path) {
             self.disk.create(&path)?;
         }
-        if self.disk.len(&path)? < self.segment_bytes {
-            self.disk.set_len(&path, self.segment_bytes)?;
+        if self.disk.len(&path)? < self.log.segment_bytes {
+            self.disk.set_len(&path, self.log.segment_bytes)?;
         }
         self.disk.zero_range(&path, prepare.from, prepare.to)
     }

@@ -500,7 +500,9 @@ impl Checker {
             .placed
             .iter()
             .filter(|(place, placed)| {
-                let is_excused = self.forsaken.contains(&place.0.topic) || is_in(&self.lost, placed.position);
+                let is_reported = is_in(&self.lost, placed.position)
+                    || (self.has_rot() && is_in(&self.unreadable, placed.position));
+                let is_excused = self.forsaken.contains(&place.0.topic) || is_reported;
                 !there.contains(place) && !is_excused
             })
             .flat_map(|((queue, offset), placed)| {

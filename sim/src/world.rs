@@ -301,7 +301,8 @@ impl World {
             self.count_fault("EIO while the log is recovered");
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
-        let boot = match Shard::boot(config, log, &mut SimStore(self.disk.clone()), wall_ms) {
+        let mut store = SimStore(self.disk.clone());
+        let boot = match Shard::boot(config, log.clone(), &mut store, wall_ms, &mut |_| {}) {
             Ok(boot) => boot,
             Err(error) => {
                 self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
@@ -343,8 +344,7 @@ impl World {
             );
             self.checker.report(Anomaly::FalseAlarm, text);
         }
-        let (backstage, mut housekeeping) =
-            Housekeeping::new(self.disk.clone(), self.segment_bytes, self.random.next_u64());
+        let (backstage, mut housekeeping) = Housekeeping::new(self.disk.clone(), log, self.random.next_u64());
         housekeeping.forgets_to_sync = self.options.planted == Some(Planted::UnsyncedSegment);
         let files = LogFiles::new(LOG_DIR.into(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);

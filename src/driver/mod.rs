@@ -12,13 +12,13 @@
 
 mod log_files;
 
-use crate::shard::{ConnectionId, Effects, News, Shard, Time};
+use crate::shard::{ConnectionId, Effects, LogFile, News, Shard, Time};
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TrySendError};
 pub use log_files::LogFiles;
 use ringmq_net::{Connection, Limits, Verdict};
 use ringmq_ring::{Completion, Errno, Listener, Nanos, Now, Op, Outcome, Ring, Socket};
-use ringmq_storage::{BlockSeq, Prepare, SegmentBase};
+use ringmq_storage::{BlockSeq, IndexHeader, Prepare, SegmentBase};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -47,6 +47,21 @@ pub enum ToShard {
     },
     /// Some time has gone by since: there may be room now.
     PrepareAgain,
+    /// The index of a full segment is in its file.
+    Sealed(Box<IndexHeader>),
+    SealFailed {
+        reason: String,
+    },
+    /// The index of a segment was written anew, or could not be.
+    Rebuilt {
+        segment: SegmentBase,
+        result: Result<Box<IndexHeader>, String>,
+    },
+    /// The oldest segment is due to go.
+    Release {
+        segment: SegmentBase,
+        forced: bool,
+    },
     /// The name servers know what was announced under this ticket.
     Registered {
         ticket: u64,
@@ -318,6 +333,16 @@ impl<R: Ring> Driver<R> {
             ToShard::Prepared { segment, to } => self.shard.on_prepared(segment, to),
             ToShard::PrepareFailed { reason } => self.shard.on_prepare_failed(reason),
             ToShard::PrepareAgain => self.shard.on_prepare_again(),
+            ToShard::Sealed(header) => {
+                self.files.forget(&mut self.ring, header.base);
+                self.shard.on_sealed(*header);
+            }
+            ToShard::SealFailed { reason } => self.shard.on_seal_failed(&reason),
+            ToShard::Rebuilt { segment, result } => {
+                self.files.forget(&mut self.ring, segment);
+                self.shard.on_rebuilt(segment, result.map(|header| *header), &mut self.effects);
+            }
+            ToShard::Release { segment, forced } => self.shard.on_release(segment, forced, &mut self.effects),
             ToShard::Registered { ticket } => self.shard.on_registered(ticket, &mut self.effects),
             ToShard::Stop => {
                 if self.stop_by.is_none() {
@@ -353,7 +378,7 @@ impl<R: Ring> Driver<R> {
     /// Turns the effects of this turn into operations.
     fn carry_out(&mut self, now: Now) {
         while let Some(write) = self.shard.next_write() {
-            match self.files.get(&mut self.ring, write.segment) {
+            match self.files.get(&mut self.ring, LogFile::Segment, write.segment) {
                 Ok(file) => {
                     let op =
                         Op::Write { file, offset: write.offset_in_segment, data: write.data, durable: true };
@@ -365,11 +390,11 @@ impl<R: Ring> Driver<R> {
         }
         let mut reads = std::mem::take(&mut self.effects.reads);
         for read in reads.drain(..) {
-            let (segment, offset) = self.shard.locate(read.position);
-            match self.files.get(&mut self.ring, segment) {
+            match self.files.get(&mut self.ring, read.file, read.segment) {
                 Ok(file) => {
                     self.files.on_submitted();
-                    self.ring.submit(tag(Kind::Read, read.id), Op::Read { file, offset, len: read.len });
+                    let op = Op::Read { file, offset: read.offset, len: read.len };
+                    self.ring.submit(tag(Kind::Read, read.id), op);
                 }
                 Err(reason) => self.shard.on_read(read.id, Err(reason), &mut self.effects),
             }
@@ -415,6 +440,9 @@ impl<R: Ring> Driver<R> {
             self.waiting.push_back(FromShard::Prepare(prepare));
         }
         for news in self.effects.news.drain(..) {
+            if let News::Released(segment) = news {
+                self.files.forget(&mut self.ring, segment);
+            }
             // Lines for the operator are the one thing that may be dropped; topics are bounded by their own limit.
             if self.waiting.len() < WAITING_LINES_MAX || !matches!(news, News::Log { .. }) {
                 self.waiting.push_back(FromShard::News(news));

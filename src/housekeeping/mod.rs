@@ -8,6 +8,7 @@
 //! K2  A shard's channel is bounded on both sides, and neither side ever waits for the other.
 
 mod registration;
+mod segments;
 
 use crate::driver::{FromShard, ToShard};
 use crate::shard::News;
@@ -15,16 +16,19 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use registration::Registrar;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::Waker;
+use ringmq_storage::{IndexHeader, LogConfig};
+pub use segments::Retention;
+use segments::{Job, keep};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
-/// How long the zeroing of a shard rests after the disk refused room.
-const PREPARE_RETRY: Duration = Duration::from_secs(1);
+/// How long what needs room on the disk rests after the disk refused it.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a stopping broker waits for its shards.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -33,7 +37,10 @@ pub struct ShardLink {
     pub broker_name: String,
     pub address: SocketAddr,
     pub directory: PathBuf,
-    pub segment_bytes: u64,
+    pub log: LogConfig,
+    pub retention: Retention,
+    /// Segments that are sealed at the start.
+    pub sealed: Vec<IndexHeader>,
     pub topics: Vec<TopicConfig>,
     pub inbox: Receiver<FromShard>,
     pub outbox: Sender<ToShard>,
@@ -97,6 +104,13 @@ pub async fn run(
 }
 
 async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify) -> ShardEnded {
+    let start_keeper = |index| {
+        // No bound is needed: a shard has only so many full segments.
+        let (jobs, to_do) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(keep(shards.clone(), index, to_do));
+        jobs
+    };
+    let keepers: Vec<mpsc::UnboundedSender<Job>> = (0..shards.len()).map(start_keeper).collect();
     loop {
         for (index, shard) in shards.iter().enumerate() {
             loop {
@@ -105,12 +119,22 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
                         let shards = shards.clone();
                         tokio::task::spawn_local(prepare_segment(shards, index, prepare));
                     }
-                    Ok(FromShard::News(News::Log { error, line })) => log(error, &line),
-                    Ok(FromShard::News(News::TopicChanged { config, ticket })) => {
-                        registrar.topic_changed(index, config, ticket);
-                    }
-                    Ok(FromShard::News(News::TopicDeleted { topic })) => {
-                        registrar.topic_deleted(index, &topic)
+                    Ok(FromShard::News(news)) => {
+                        // The keeper lives as long as this loop.
+                        let give = |job| drop(keepers[index].send(job));
+                        match news {
+                            News::Log { error, line } => log(error, &line),
+                            News::TopicChanged { config, ticket } => {
+                                registrar.topic_changed(index, config, ticket);
+                            }
+                            News::TopicDeleted { topic } => registrar.topic_deleted(index, &topic),
+                            News::Seal(segment) => give(Job::Seal(segment)),
+                            News::Rebuild { segment, replay_from } => {
+                                give(Job::Rebuild { segment, replay_from })
+                            }
+                            News::Released(segment) => give(Job::Released(segment)),
+                            News::Kept { segment, reason } => give(Job::Kept { segment, reason }),
+                        }
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return ShardEnded(shard.broker_name.clone()),
@@ -136,7 +160,7 @@ async fn all_ended(shards: &[ShardLink], notify: &Notify) {
 
 async fn prepare_segment(shards: Rc<[ShardLink]>, index: usize, prepare: ringmq_storage::Prepare) {
     let shard = &shards[index];
-    let (directory, segment_bytes) = (shard.directory.clone(), shard.segment_bytes);
+    let (directory, segment_bytes) = (shard.directory.clone(), shard.log.segment_bytes);
     let done =
         tokio::task::spawn_blocking(move || ringmq_storage::prepare(&directory, prepare, segment_bytes))
             .await;
@@ -150,7 +174,7 @@ async fn prepare_segment(shards: Rc<[ShardLink]>, index: usize, prepare: ringmq_
                 &format!("{}: no room for more of the log, will try again: {reason}", shard.broker_name),
             );
             shard.tell(ToShard::PrepareFailed { reason });
-            tokio::time::sleep(PREPARE_RETRY).await;
+            tokio::time::sleep(RETRY).await;
             shard.tell(ToShard::PrepareAgain);
         }
     }

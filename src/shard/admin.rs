@@ -23,7 +23,7 @@ use ringmq_protocol::request::{
     UnregisterClientRequest,
 };
 use ringmq_protocol::types::{QueueId, QueueOffset};
-use ringmq_storage::QueueIx;
+use ringmq_storage::{Missing, QueueIx};
 use std::collections::BTreeMap;
 
 impl Shard {
@@ -180,7 +180,7 @@ impl Shard {
             }
             RequestCode::GET_CONSUME_STATS => {
                 let asked = GetConsumeStatsRequest::decode(ext)?;
-                let body = self.consume_stats(&asked);
+                let body = self.consume_stats(&asked)?;
                 reply_body(request.to, &body, fx);
                 Ok(())
             }
@@ -339,60 +339,76 @@ impl Shard {
         self.put_topic(TopicConfig::new(&*topic, queue_count, perm::READ | perm::WRITE), None)
     }
 
-    fn topic_stats(&self, name: &str) -> Result<TopicStatsTable, Refusal> {
+    fn topic_stats(&mut self, name: &str) -> Result<TopicStatsTable, Refusal> {
         let topic = self.topics.get(name).ok_or_else(|| Refusal::no_topic(name))?;
         let mut stats = TopicStatsTable::default();
+        let mut missing = Missing::default();
         for queue_id in 0..topic.queue_count() {
-            let offsets = topic.known_queue(QueueId(queue_id)).map_or_else(TopicOffset::default, |queue| {
-                let (min, max) = self.bounds(queue);
-                TopicOffset {
-                    min_offset: min.0 as i64,
-                    max_offset: max.0 as i64,
-                    last_update_timestamp: self.store_time_before(queue, max),
+            let offsets = match self.known_queue(name, QueueId(queue_id)).map(|queue| self.queue_stats(queue))
+            {
+                Some(Ok(offsets)) => offsets,
+                Some(Err(more)) => {
+                    missing.0.extend(more.0);
+                    continue;
                 }
-            });
+                None => TopicOffset::default(),
+            };
             stats
                 .offset_table
                 .insert(MessageQueue::new(name, &self.config.broker_name, queue_id as i32), offsets);
         }
-        Ok(stats)
+        if missing.0.is_empty() { Ok(stats) } else { Err(missing.into()) }
+    }
+
+    fn queue_stats(&mut self, queue: QueueIx) -> Result<TopicOffset, Missing> {
+        let (min, max) = self.bounds(queue)?;
+        let last_update_timestamp = self.store_time_before(queue, max)?;
+        Ok(TopicOffset { min_offset: min.0 as i64, max_offset: max.0 as i64, last_update_timestamp })
     }
 
     /// When the message before an offset was stored; 0 if there is none.
-    fn store_time_before(&self, queue: QueueIx, offset: QueueOffset) -> i64 {
-        let entry = offset.0.checked_sub(1).and_then(|last| self.index.entry(queue, QueueOffset(last)));
-        entry
-            .and_then(|entry| self.log.blocks().store_timestamp(entry.position))
-            .map_or(0, |timestamp| timestamp.0)
+    fn store_time_before(&mut self, queue: QueueIx, offset: QueueOffset) -> Result<i64, Missing> {
+        let Some(last) = offset.0.checked_sub(1) else { return Ok(0) };
+        Ok(self.store_time(queue, QueueOffset(last), offset)?.map_or(0, |timestamp| timestamp.0))
     }
 
-    fn consume_stats(&self, asked: &GetConsumeStatsRequest<'_>) -> ConsumeStats {
+    fn consume_stats(&mut self, asked: &GetConsumeStatsRequest<'_>) -> Result<ConsumeStats, Refusal> {
         let group = &*asked.consumer_group;
-        let listed: Vec<&str> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
+        let listed: Vec<String> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
             (Some(list), _) if !list.is_empty() => {
-                list.split(';').filter(|topic| !topic.is_empty()).collect()
+                list.split(';').filter(|topic| !topic.is_empty()).map(str::to_owned).collect()
             }
-            (_, Some(topic)) if !topic.is_empty() => vec![topic],
-            _ => self.offsets.topics_of(group).collect(),
+            (_, Some(topic)) if !topic.is_empty() => vec![topic.to_owned()],
+            _ => self.offsets.topics_of(group).map(str::to_owned).collect(),
         };
         let mut stats = ConsumeStats::default();
+        let mut missing = Missing::default();
         for name in listed {
-            let Some(topic) = self.topics.get(name) else { continue };
+            let Some(topic) = self.topics.get(&name) else { continue };
             for queue_id in 0..topic.config.read_queue_nums {
-                let committed = self.offsets.get(group, name, QueueId(queue_id)).unwrap_or_default();
-                let queue = topic.known_queue(QueueId(queue_id));
+                let committed = self.offsets.get(group, &name, QueueId(queue_id)).unwrap_or_default();
+                let queue = self.known_queue(&name, QueueId(queue_id));
+                let last_timestamp = match queue.map(|queue| self.store_time_before(queue, committed)) {
+                    Some(Err(more)) => {
+                        missing.0.extend(more.0);
+                        continue;
+                    }
+                    Some(Ok(timestamp)) => timestamp,
+                    None => 0,
+                };
+                let visible = queue.map_or(QueueOffset(0), |queue| self.queues[queue.0 as usize].visible);
                 let wrapper = OffsetWrapper {
-                    broker_offset: queue.map_or(0, |queue| self.bounds(queue).1.0 as i64),
+                    broker_offset: visible.0 as i64,
                     consumer_offset: committed.0 as i64,
                     pull_offset: committed.0 as i64,
-                    last_timestamp: queue.map_or(0, |queue| self.store_time_before(queue, committed)),
+                    last_timestamp,
                 };
                 stats
                     .offset_table
-                    .insert(MessageQueue::new(name, &self.config.broker_name, queue_id as i32), wrapper);
+                    .insert(MessageQueue::new(&name, &self.config.broker_name, queue_id as i32), wrapper);
             }
         }
-        stats
+        if missing.0.is_empty() { Ok(stats) } else { Err(missing.into()) }
     }
 
     fn consumer_connections(&self, name: &str) -> Result<ConsumerConnection, Refusal> {
@@ -420,7 +436,7 @@ impl Shard {
             put("brokerActive", &self.log.poisoned().is_none()),
             put("bootTimestamp", &self.booted_ms),
             put("runtime", &format!("[ {} s ]", (self.now.wall_ms - self.booted_ms).max(0) / 1000)),
-            put("commitLogMinOffset", &self.log.blocks().first().map_or(0, |block| block.start.0)),
+            put("commitLogMinOffset", &self.log_start().0),
             put("commitLogMaxOffset", &self.log.durable().0),
             put("remainHowManyDataToFlush", &format!("{} B", self.log.staged_bytes())),
             put("msgPutTotalTodayNow", &self.counts.messages_in),

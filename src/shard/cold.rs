@@ -1,26 +1,33 @@
 //! Reads of the log for messages that are not in the tail any more.
 //!
-//! C1  What is read is a *stretch*: whole blocks. Every block of it is checked before anything of it leaves, once.
-//! C2  What is found damaged is read once more: a disk may stutter. A block that stays damaged costs the messages in it
-//!     and is reported; it stops nobody.
+//! C1  What is read is a *stretch*: blocks one behind the other, from the start of one of them. Each is checked before
+//!     anything of it leaves, once.
+//! C2  A first block that is found damaged is read once more: a disk may stutter. If it stays damaged it costs the messages
+//!     in it and is reported; it stops nobody. Behind a damaged block a stretch ends.
 //! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them.
 
 use super::Shard;
-use super::effects::{Effects, LogRead, ReplyTo};
+use super::effects::{Effects, FileRead, LogFile, ReplyTo};
+use super::find::Find;
 use super::hold::Pull;
 use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX};
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::types::{PhysicalOffset, QueueOffset};
-use ringmq_storage::BlockSpan;
+use ringmq_storage::block::{BLOCK_ALIGN, BlockError, BlockHeader};
+use ringmq_storage::{BlockSpan, Missing, Record, SegmentBase, records};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-/// A range of the log within one block.
+/// Messages of a queue that lie side by side in one block of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct LogRange {
     pub(super) position: PhysicalOffset,
     pub(super) len: u32,
+    /// Where the block begins.
+    pub(super) block: PhysicalOffset,
+    /// Of the first message.
+    pub(super) offset: QueueOffset,
 }
 
 impl LogRange {
@@ -36,6 +43,8 @@ pub(super) enum Purpose {
     Pull { pull: Pull, ranges: Vec<LogRange>, next: QueueOffset },
     /// A look-up of the message at this position.
     View { to: ReplyTo, position: PhysicalOffset },
+    /// A search for messages with a key, of which the next one is here.
+    Find { find: Box<Find>, position: PhysicalOffset },
 }
 
 impl Purpose {
@@ -43,45 +52,97 @@ impl Purpose {
         match self {
             Purpose::Pull { pull, .. } => pull.to,
             Purpose::View { to, .. } => *to,
+            Purpose::Find { find, .. } => find.to,
         }
     }
 }
 
-/// A stretch of the log that was read and checked.
+/// A part of the log that was read, as far as it was found right.
 pub(super) struct Stretch {
-    span: BlockSpan,
+    start: PhysicalOffset,
     bytes: Bytes,
-    damaged: Vec<BlockSpan>,
+    /// Blocks that were checked, in order.
+    blocks: Vec<BlockSpan>,
+    /// Where the block behind them may begin.
+    next: PhysicalOffset,
+}
+
+/// What a stretch has of a place in the log.
+pub(super) enum Seen {
+    Bytes(Bytes),
+    /// Nothing: its block is damaged, or there is no such thing.
+    Nothing,
+    /// The stretch ends before it, and the block behind begins here.
+    Behind(PhysicalOffset),
 }
 
 impl Stretch {
-    /// The bytes of a range in it, unless the block around it is damaged.
-    fn get(&self, range: LogRange) -> Option<Bytes> {
-        let is_damaged =
-            self.damaged.iter().any(|block| block.start <= range.position && range.end() <= block.end());
-        let from = (range.position.0 - self.span.start.0) as usize;
-        (!is_damaged).then(|| self.bytes.slice(from..from + range.len as usize))
+    fn slice(&self, position: PhysicalOffset, len: u32) -> Bytes {
+        let from = (position.0 - self.start.0) as usize;
+        self.bytes.slice(from..from + len as usize)
+    }
+
+    fn range(&self, range: LogRange) -> Seen {
+        match self.blocks.binary_search_by_key(&range.block, |block| block.start) {
+            Ok(_) => Seen::Bytes(self.slice(range.position, range.len)),
+            Err(_) if range.block > self.start => Seen::Behind(self.next),
+            Err(_) => Seen::Nothing,
+        }
+    }
+
+    /// The message that begins at a position.
+    fn message(&self, position: PhysicalOffset, shard: &Shard) -> Seen {
+        let at = self.blocks.partition_point(|block| block.start <= position);
+        match at.checked_sub(1).map(|at| self.blocks[at]).filter(|block| position < block.end()) {
+            Some(block) => {
+                let bytes = self.slice(block.start, block.len);
+                shard.message_in(block.start, &bytes, position).map_or(Seen::Nothing, Seen::Bytes)
+            }
+            None if at == self.blocks.len() && self.next <= position && self.next > self.start => {
+                Seen::Behind(self.next)
+            }
+            None => Seen::Nothing,
+        }
     }
 }
 
+/// Why the first block of a read is not there.
+#[derive(Debug, thiserror::Error)]
+enum Wrong {
+    /// It says that it has this many bytes.
+    #[error("only a part of its {0} bytes is there")]
+    Longer(u32),
+    #[error(transparent)]
+    Block(BlockError),
+}
+
 struct ColdRead {
-    span: BlockSpan,
+    start: PhysicalOffset,
+    /// A block begins there, as the index says; else there or in the next sector.
+    is_exact: bool,
+    len: u32,
     is_second_try: bool,
     purpose: Purpose,
 }
 
 #[derive(Default)]
 pub(super) struct ColdReads {
-    next_id: u64,
     in_flight: BTreeMap<u64, ColdRead>,
-    waiting: VecDeque<ColdRead>,
+    waiting: VecDeque<(PhysicalOffset, bool, Purpose)>,
     /// Newest last.
     kept: VecDeque<Rc<Stretch>>,
+    segment_bytes: u64,
 }
 
 impl ColdReads {
-    fn kept(&self, position: PhysicalOffset) -> Option<&Rc<Stretch>> {
-        self.kept.iter().rev().find(|stretch| stretch.span.start <= position && position < stretch.span.end())
+    pub(super) fn new(segment_bytes: u64) -> Self {
+        ColdReads { segment_bytes, ..ColdReads::default() }
+    }
+
+    /// A kept stretch that has the block at `block`.
+    fn kept(&self, block: PhysicalOffset) -> Option<&Rc<Stretch>> {
+        let has = |stretch: &&Rc<Stretch>| stretch.blocks.binary_search_by_key(&block, |b| b.start).is_ok();
+        self.kept.iter().rev().find(has)
     }
 
     fn keep(&mut self, stretch: Rc<Stretch>) {
@@ -91,110 +152,224 @@ impl ColdReads {
         self.kept.push_back(stretch);
     }
 
-    fn submit(&mut self, read: ColdRead, fx: &mut Effects) {
-        if self.in_flight.len() >= COLD_READS_MAX {
-            return self.waiting.push_back(read);
-        }
-        let id = self.next_id;
-        self.next_id += 1;
-        fx.reads.push(LogRead { id, position: read.span.start, len: read.span.len });
-        self.in_flight.insert(id, read);
+    /// True while a read of the segment is under way.
+    pub(super) fn is_reading(&self, segment: SegmentBase) -> bool {
+        self.in_flight.values().any(|read| SegmentBase::of(read.start, self.segment_bytes) == segment)
     }
 }
 
 impl Shard {
-    /// The stretch from which a message at `position` would be taken: one that is kept, or one to be read.
-    pub(super) fn cold_span(&self, position: PhysicalOffset) -> BlockSpan {
-        let to_read = || self.log.blocks().stretch(position, COLD_READ_BYTES_MAX, self.log.durable());
-        let kept = self.cold.kept(position).map(|stretch| stretch.span);
-        kept.or_else(to_read).expect("the index names only what is in a block")
-    }
-
-    /// Gets a stretch, now or once it is read, and goes on with its purpose.
-    pub(super) fn read_cold(&mut self, span: BlockSpan, purpose: Purpose, fx: &mut Effects) {
-        match self.cold.kept(span.start).filter(|stretch| stretch.span == span).cloned() {
-            Some(stretch) => self.on_stretch(purpose, &stretch, fx),
-            None if self.cold.waiting.len() >= COLD_WAITING_MAX => {
-                let remark =
-                    format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
-                fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
-            }
-            None => self.cold.submit(ColdRead { span, is_second_try: false, purpose }, fx),
+    /// How far ranges may go that are to be read together with the block at `block`.
+    pub(super) fn cold_limit(&self, block: PhysicalOffset) -> PhysicalOffset {
+        match self.cold.kept(block) {
+            Some(stretch) => stretch.next,
+            None => PhysicalOffset(block.0 + u64::from(self.cold_len(block))),
         }
     }
 
-    /// A read of the log has ended.
+    /// Bytes to read from a block on: a stretch, as far as its segment and the durable log go.
+    fn cold_len(&self, block: PhysicalOffset) -> u32 {
+        let (segment, offset) = self.locate(block);
+        let in_segment = self.log.config().segment_bytes - offset;
+        let left = in_segment.min(self.log.durable().0.saturating_sub(segment.0 + offset));
+        left.min(u64::from(COLD_READ_BYTES_MAX)) as u32
+    }
+
+    /// Gets the stretch that begins at a block, now or once it is read, and goes on with its purpose.
+    pub(super) fn read_cold(&mut self, block: PhysicalOffset, purpose: Purpose, fx: &mut Effects) {
+        self.read_stretch(block, true, purpose, fx);
+    }
+
+    fn read_stretch(&mut self, block: PhysicalOffset, is_exact: bool, purpose: Purpose, fx: &mut Effects) {
+        if let Some(stretch) = self.cold.kept(block).cloned() {
+            return self.on_stretch(purpose, &stretch, fx);
+        }
+        if self.cold.waiting.len() >= COLD_WAITING_MAX {
+            let remark =
+                format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
+            return fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
+        }
+        if self.cold.in_flight.len() >= COLD_READS_MAX {
+            return self.cold.waiting.push_back((block, is_exact, purpose));
+        }
+        let len = self.cold_len(block);
+        self.submit_cold(ColdRead { start: block, is_exact, len, is_second_try: false, purpose }, fx);
+    }
+
+    fn submit_cold(&mut self, read: ColdRead, fx: &mut Effects) {
+        let id = self.next_read_id();
+        let (segment, offset) = self.locate(read.start);
+        fx.reads.push(FileRead { id, file: LogFile::Segment, segment, offset, len: read.len });
+        self.cold.in_flight.insert(id, read);
+    }
+
+    /// A read has ended.
     pub fn on_read(&mut self, id: u64, result: Result<Bytes, String>, fx: &mut Effects) {
+        if self.on_page_read(id, &result, fx) {
+            return;
+        }
         let read = self.cold.in_flight.remove(&id).expect("a read ends once");
-        let span = read.span;
         match result {
-            Ok(bytes) => {
-                let (stretch, problems) = self.check(span, bytes);
-                if !problems.is_empty() && !read.is_second_try {
-                    fx.log(format!(
-                        "{}: reading {} bytes of the log at {} again: {}",
-                        self.config.broker_name, span.len, span.start, problems[0]
-                    ));
-                    return self.cold.submit(ColdRead { is_second_try: true, ..read }, fx);
-                }
-                let stretch = Rc::new(stretch);
-                if problems.is_empty() {
-                    self.cold.keep(stretch.clone());
-                }
-                for problem in problems {
-                    fx.log_error(format!(
-                        "{}: {problem}; its messages cannot be delivered",
-                        self.config.broker_name
-                    ));
-                }
-                self.on_stretch(read.purpose, &stretch, fx);
-            }
+            Ok(bytes) => self.on_cold_bytes(read, bytes, fx),
             Err(reason) => {
                 let line =
-                    format!("reading {} bytes of the log at {} failed: {reason}", span.len, span.start);
+                    format!("reading {} bytes of the log at {} failed: {reason}", read.len, read.start);
                 self.refuse_read(read.purpose.reply_to(), &line, fx);
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
         }
-        if let Some(waiting) = self.cold.waiting.pop_front() {
-            self.read_cold(waiting.span, waiting.purpose, fx);
+        if let Some((block, is_exact, purpose)) = self.cold.waiting.pop_front() {
+            match purpose {
+                // The segment was released while the pull waited: where the queue begins now is another question.
+                Purpose::Pull { pull, .. } if block < self.log_start() => self.evaluate(pull, fx),
+                purpose => self.read_stretch(block, is_exact, purpose, fx),
+            }
         }
     }
 
-    /// C1: every block against its checksum.
-    fn check(&self, span: BlockSpan, bytes: Bytes) -> (Stretch, Vec<String>) {
-        assert_eq!(bytes.len(), span.len as usize);
-        let (mut damaged, mut problems) = (Vec::new(), Vec::new());
-        for block in self.log.blocks().blocks_of(span) {
-            let from = (block.start.0 - span.start.0) as usize;
-            if let Err(problem) = self.log.verify_block(block, &bytes[from..from + block.len as usize]) {
-                problems.push(format!(
-                    "the block of the log at {} ({} bytes) is damaged: {problem}",
-                    block.start, block.len
+    fn on_cold_bytes(&mut self, read: ColdRead, bytes: Bytes, fx: &mut Effects) {
+        let (stretch, first) = self.check(read.start, read.is_exact, bytes);
+        match first {
+            Ok(()) => {
+                let stretch = Rc::new(stretch);
+                self.cold.keep(stretch.clone());
+                self.on_stretch(read.purpose, &stretch, fx);
+            }
+            Err(Wrong::Longer(len)) if len > read.len => self.submit_cold(ColdRead { len, ..read }, fx),
+            Err(problem) if !read.is_second_try => {
+                fx.log(format!(
+                    "{}: reading {} bytes of the log at {} again: {problem}",
+                    self.config.broker_name, read.len, read.start
                 ));
-                damaged.push(block);
+                self.submit_cold(ColdRead { is_second_try: true, ..read }, fx);
+            }
+            Err(problem) => {
+                fx.log_error(format!(
+                    "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
+                    self.config.broker_name,
+                    read.start,
+                    self.damaged_bytes(&stretch)
+                ));
+                self.on_stretch(read.purpose, &stretch, fx);
             }
         }
-        (Stretch { span, bytes, damaged }, problems)
+    }
+
+    /// C1: every block against its checksum. The result is what is to be said of the first one.
+    fn check(&self, start: PhysicalOffset, is_exact: bool, bytes: Bytes) -> (Stretch, Result<(), Wrong>) {
+        let identity = self.log.config().identity();
+        let mut stretch = Stretch { start, bytes, blocks: Vec::new(), next: start };
+        if !is_exact {
+            stretch.next = self.next_block(&stretch, start.0);
+        }
+        loop {
+            let from = (stretch.next.0 - start.0) as usize;
+            let rest = stretch.bytes.get(from..).unwrap_or_default();
+            let header = BlockHeader::read(rest, identity, stretch.next).map_err(Wrong::Block);
+            let checked = header.and_then(|header| match header.verify(rest) {
+                Ok(_) => Ok(header),
+                Err(BlockError::Short) => Err(Wrong::Longer(header.block_bytes() as u32)), // below BLOCK_BYTES_LIMIT
+                Err(error) => Err(Wrong::Block(error)),
+            });
+            match checked {
+                Ok(header) => {
+                    let len = header.block_bytes() as u32; // below BLOCK_BYTES_LIMIT
+                    stretch.blocks.push(BlockSpan { start: stretch.next, len });
+                    stretch.next = self.next_block(&stretch, header.end());
+                }
+                Err(problem) => {
+                    let first = if stretch.blocks.is_empty() { Err(problem) } else { Ok(()) };
+                    return (stretch, first);
+                }
+            }
+        }
+    }
+
+    /// How far the damage at the start of a stretch goes: to the next right block.
+    fn damaged_bytes(&self, stretch: &Stretch) -> usize {
+        let is_block = |from: &usize| {
+            let (rest, position) = (&stretch.bytes[*from..], stretch.start.0 + *from as u64);
+            let header = BlockHeader::read(rest, self.log.config().identity(), PhysicalOffset(position));
+            header.is_ok_and(|header| header.verify(rest).is_ok())
+        };
+        let len = stretch.bytes.len();
+        (BLOCK_ALIGN..len).step_by(BLOCK_ALIGN).find(is_block).unwrap_or(len)
+    }
+
+    /// Where the block begins that follows one that ended at `end`: there, or in the next sector.
+    fn next_block(&self, stretch: &Stretch, end: u64) -> PhysicalOffset {
+        let is_block = |position: u64| {
+            let from = (position - stretch.start.0) as usize;
+            let rest = stretch.bytes.get(from..).unwrap_or_default();
+            BlockHeader::read(rest, self.log.config().identity(), PhysicalOffset(position)).is_ok()
+        };
+        let sector = end.next_multiple_of(u64::from(self.log.config().sector_bytes));
+        PhysicalOffset(if !is_block(end) && is_block(sector) { sector } else { end })
     }
 
     fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {
         match purpose {
-            Purpose::Pull { pull, ranges, next } => {
-                let body = ranges.into_iter().filter_map(|range| stretch.get(range)).collect();
+            Purpose::Pull { pull, ranges, mut next } => {
+                let mut body = Vec::with_capacity(ranges.len());
+                for range in ranges {
+                    match stretch.range(range) {
+                        Seen::Bytes(bytes) => body.push(bytes),
+                        Seen::Nothing => {}
+                        Seen::Behind(_) => {
+                            next = range.offset;
+                            break;
+                        }
+                    }
+                }
                 self.reply_found(&pull, body, next, fx);
             }
-            Purpose::View { to, position } => {
-                let block = self.log.block_containing(position).expect("the read was made for it");
-                match stretch.get(LogRange { position: block.start, len: block.len }) {
-                    Some(bytes) => self.reply_view(to, position, block.start, &bytes, fx),
-                    None => self.refuse_read(
-                        to,
-                        &format!("the block of the log at {} is damaged", block.start),
-                        fx,
-                    ),
-                }
-            }
+            Purpose::View { to, position } => match stretch.message(position, self) {
+                Seen::Behind(block) => self.read_stretch(block, false, Purpose::View { to, position }, fx),
+                Seen::Bytes(message) => self.reply_view(to, position, Some(message), fx),
+                Seen::Nothing => self.reply_view(to, position, None, fx),
+            },
+            Purpose::Find { find, position } => match stretch.message(position, self) {
+                Seen::Behind(block) => self.read_stretch(block, false, Purpose::Find { find, position }, fx),
+                Seen::Bytes(message) => self.on_candidate(find, Some(message), fx),
+                Seen::Nothing => self.on_candidate(find, None, fx),
+            },
         }
+    }
+
+    /// The start of the block around a position, or of one shortly before it. `None` if the log has nothing there.
+    pub(super) fn block_before(
+        &mut self,
+        position: PhysicalOffset,
+    ) -> Result<Option<PhysicalOffset>, Missing> {
+        match self.log.blocks().containing(position) {
+            Some(block) => Ok(Some(block.start).filter(|_| position < self.log.durable())),
+            None => self.sealed.block_before(position),
+        }
+    }
+
+    /// The message at a position, if a kept stretch has it.
+    pub(super) fn kept_message(&self, position: PhysicalOffset) -> Option<Bytes> {
+        let has = |stretch: &&Rc<Stretch>| stretch.start <= position && position < stretch.next;
+        match self.cold.kept.iter().rev().find(has)?.message(position, self) {
+            Seen::Bytes(message) => Some(message),
+            Seen::Nothing | Seen::Behind(_) => None,
+        }
+    }
+
+    /// The message that begins at `position`, out of the block around it, which was checked or comes from memory.
+    pub(super) fn message_in(
+        &self,
+        block: PhysicalOffset,
+        bytes: &Bytes,
+        position: PhysicalOffset,
+    ) -> Option<Bytes> {
+        let header = BlockHeader::read(bytes, self.log.config().identity(), block);
+        let block = header.and_then(|header| header.unchecked(bytes)).ok()?;
+        records(&block).flatten().find_map(|record| match record {
+            Record::Message { position: at, message } if at == position => {
+                Some(bytes.slice_ref(message.as_bytes()))
+            }
+            _ => None,
+        })
     }
 }

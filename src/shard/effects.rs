@@ -4,7 +4,9 @@ use bytes::Bytes;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Codec, Fields, Head, Header, Language, VERSION_REPORTED, encode};
-use ringmq_protocol::types::{Opaque, PhysicalOffset};
+use ringmq_protocol::types::Opaque;
+use ringmq_storage::{ChainPoint, SegmentBase, SegmentIndex};
+use std::sync::Arc;
 
 /// A connection of the driver's table. Never reused: a late effect for a closed connection goes nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -115,11 +117,20 @@ fn head<'a>(to: ReplyTo, code: i32, flag: i32, remark: Option<&'a str>) -> Head<
     }
 }
 
-/// A read of the log that the shard waits for; the answer comes back as `on_read` with the same id.
+/// A segment of the log, or the index beside it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LogRead {
+pub enum LogFile {
+    Segment,
+    Index,
+}
+
+/// A read that the shard waits for; the answer comes back as `on_read` with the same id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileRead {
     pub id: u64,
-    pub position: PhysicalOffset,
+    pub file: LogFile,
+    pub segment: SegmentBase,
+    pub offset: u64,
     pub len: u32,
 }
 
@@ -134,6 +145,20 @@ pub enum News {
     TopicDeleted {
         topic: String,
     },
+    /// A segment is full and durable: its index is to be written. The answer is `on_sealed`.
+    Seal(Arc<SegmentIndex>),
+    /// An index cannot be read as it should: it is to be written anew from its segment. The answer is `on_rebuilt`.
+    Rebuild {
+        segment: SegmentBase,
+        replay_from: ChainPoint,
+    },
+    /// Nobody reads the segment any more: its files may go.
+    Released(SegmentBase),
+    /// The segment cannot go yet, and why.
+    Kept {
+        segment: SegmentBase,
+        reason: String,
+    },
     /// A line for the operator.
     Log {
         error: bool,
@@ -145,7 +170,7 @@ pub enum News {
 #[derive(Debug, Default)]
 pub struct Effects {
     pub replies: Replies,
-    pub reads: Vec<LogRead>,
+    pub reads: Vec<FileRead>,
     pub news: Vec<News>,
 }
 

@@ -122,6 +122,16 @@ impl Groups {
         subscribing.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Groups that are online, each with every topic that it subscribes to.
+    pub(super) fn online_subscriptions(&self, model: MessageModel) -> Vec<(String, String)> {
+        let groups = self.consumers.iter().filter(|(_, group)| group.message_model == model);
+        groups
+            .flat_map(|(name, group)| {
+                group.subscriptions.keys().map(move |topic| (name.clone(), topic.clone()))
+            })
+            .collect()
+    }
+
     /// True if a heartbeat without subscriptions leaves nothing unknown about the group.
     pub(super) fn knows_subscriptions(&self, group: &str) -> bool {
         self.consumers.get(group).is_some_and(|group| !group.subscriptions.is_empty())

@@ -20,6 +20,24 @@ pub const COLD_CACHE_COUNT: usize = 8;
 pub const COLD_READS_MAX: usize = 64;
 /// Pulls and look-ups that may wait for their turn to read.
 pub const COLD_WAITING_MAX: usize = 100_000;
+/// Pages of sealed indexes kept in memory, 4 KiB each.
+pub const INDEX_CACHE_PAGES: usize = 4096;
+/// Reads of such pages under way.
+pub const INDEX_READS_MAX: usize = 64;
+/// Pulls and look-ups that may wait for such pages.
+pub const LOOKUPS_WAITING_MAX: usize = 100_000;
+/// Entries of a sealed index looked at for one pull before it answers with its progress.
+pub const SEALED_SCAN_MAX: usize = 1024;
+/// Full segments whose index is still to be written; then no room is prepared for more of the log.
+pub const FROZEN_SEGMENTS_MAX: usize = 4;
+/// Bytes of a checkpoint written in one turn, give or take one record.
+pub const CHECKPOINT_TURN_BYTES: u64 = 64 << 10;
+/// Pause before a checkpoint goes on.
+pub const CHECKPOINT_PAUSE_MS: i64 = 2;
+/// Messages that a query by key answers with at most, whatever the client asks for.
+pub const FIND_KEY_MAX: usize = 64;
+/// The same for a query by unique key.
+pub const FIND_UNIQUE_MAX: usize = 32;
 /// Pulls that may wait for messages.
 pub const HELD_PULLS_MAX: usize = 200_000;
 /// Longest time a pull may wait, whatever the client asks for.

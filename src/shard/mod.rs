@@ -7,6 +7,8 @@
 //!   cold      reads of old data          groups    members, subscriptions   offsets   how far groups are
 //!   topics    topics and their queues    admin     what operators ask       query     look-ups
 //!   locks     strict order               records   settings in the log      recovery  all of it, from the log
+//!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
+//!   retention what may be deleted
 //!
 //! S1  Nothing here does I/O, reads a clock, draws a random number or starts a thread: the same events give the same
 //!     effects, byte for byte. No iteration order of a hash map reaches a decision.
@@ -14,33 +16,39 @@
 //! S3  Every table and queue has a bound in `limits`; beyond it the client is told, nobody else notices.
 
 mod admin;
+mod checkpoint;
 mod cold;
 mod effects;
 mod filter;
+mod find;
 mod groups;
 mod hold;
 pub mod limits;
 mod locks;
+mod lookups;
 mod offsets;
 mod pull;
 mod query;
 mod records;
 mod recovery;
+mod retention;
 mod send;
 mod topics;
 
 #[cfg(test)]
 mod tests;
 
-pub use effects::{ConnectionId, Effects, LogRead, News, Replies, ReplyTo};
+pub use effects::{ConnectionId, Effects, FileRead, LogFile, News, Replies, ReplyTo};
 pub use recovery::Boot;
 pub use send::FlushDiskType;
 
+use checkpoint::Checkpoints;
 use cold::ColdReads;
 use groups::Groups;
 use hold::Holds;
-use limits::{CLIENT_SCAN_MS, OFFSETS_FLUSH_MS};
+use limits::{CHECKPOINT_PAUSE_MS, CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
 use locks::Locks;
+use lookups::{Lookups, Waiter};
 use offsets::Offsets;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
@@ -48,12 +56,16 @@ use ringmq_protocol::frame::{Frame, Header};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::request::{FieldError, NotifyConsumerIdsChangedRequest};
 use ringmq_protocol::types::PhysicalOffset;
-use ringmq_storage::{AppendError, BlockSeq, CommitLog, Prepare, QueueIndex, SegmentBase};
+use ringmq_storage::{
+    AppendError, BlockSeq, CommitLog, IndexHeader, Missing, Prepare, QueueIndex, SealedSegments, SegmentBase,
+    SegmentIndex,
+};
 use send::PendingBlock;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use topics::{QueueState, Topics};
 
 /// RocketMQ's `regionId`.
@@ -89,6 +101,18 @@ pub struct Shard {
     now: Time,
     log: CommitLog,
     index: QueueIndex,
+    /// The segment that the log is in.
+    active: Option<SegmentBase>,
+    /// Full segments that are to be sealed once they are durable.
+    frozen: VecDeque<Arc<SegmentIndex>>,
+    sealed: SealedSegments,
+    lookups: Lookups,
+    checkpoints: Checkpoints,
+    /// Segments that were given up and are still being read.
+    releasing: Vec<SegmentBase>,
+    /// How often segments were given up: what is known of first offsets is as old as this.
+    releases: u64,
+    next_read: u64,
     /// By `QueueIx`.
     queues: Vec<QueueState>,
     topics: Topics,
@@ -136,11 +160,13 @@ struct Announcement {
 struct Refusal {
     code: ResponseCode,
     remark: String,
+    /// Not refused, but to be asked again when these pages of sealed indexes are there.
+    missing: Option<Missing>,
 }
 
 impl Refusal {
     fn new(code: ResponseCode, remark: impl Into<String>) -> Self {
-        Refusal { code, remark: remark.into() }
+        Refusal { code, remark: remark.into(), missing: None }
     }
 
     fn no_topic(topic: &str) -> Self {
@@ -209,13 +235,19 @@ impl Shard {
             RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => self.on_search_offset(&request, fx),
             RequestCode::GET_EARLIEST_MSG_STORETIME => self.on_earliest_store_time(&request, fx),
             RequestCode::VIEW_MESSAGE_BY_ID => self.on_view_message(&request, fx),
+            RequestCode::QUERY_MESSAGE => self.on_query_message(&request, fx),
             RequestCode::LOCK_BATCH_MQ => self.on_lock(&request, fx),
             RequestCode::UNLOCK_BATCH_MQ => self.on_unlock(&request, fx),
             RequestCode::CHECK_CLIENT_CONFIG => self.on_check_client(&request, fx),
             _ => self.on_admin(&request, fx),
         };
-        if let Err(refusal) = done {
-            fx.replies.push(request.to, refusal.code, Some(&refusal.remark), &(), &[]);
+        match done {
+            Ok(()) => {}
+            Err(Refusal { missing: Some(missing), .. }) => {
+                let waiter = Waiter::Request { connection, peer, frame: frame.bytes.into() };
+                self.wait_for(missing, waiter, fx);
+            }
+            Err(refusal) => fx.replies.push(request.to, refusal.code, Some(&refusal.remark), &(), &[]),
         }
     }
 
@@ -230,6 +262,8 @@ impl Shard {
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.expire_holds(fx);
+        self.write_checkpoint();
+        self.release_segments(fx);
         if self.groups.has_clients() && self.now.monotonic_ms >= self.scan_clients_at_ms {
             self.scan_clients_at_ms = self.now.monotonic_ms + CLIENT_SCAN_MS;
             for group in self.groups.expire(self.now.monotonic_ms) {
@@ -252,7 +286,11 @@ impl Shard {
     /// Monotonic time at which `on_tick` has something to do, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<i64> {
         let scan = self.groups.has_clients().then_some(self.scan_clients_at_ms);
-        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan].into_iter().flatten().min()
+        let checkpoint = self.checkpoints.is_running().then_some(self.now.monotonic_ms + CHECKPOINT_PAUSE_MS);
+        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.
@@ -269,7 +307,7 @@ impl Shard {
 
     /// Zeros wanted ahead of the log's end, asked for once.
     pub fn prepare_wanted(&mut self) -> Option<Prepare> {
-        if self.is_preparing {
+        if self.is_preparing || self.index.frozen_count() >= FROZEN_SEGMENTS_MAX {
             return None;
         }
         let wanted = self.log.prepare_wanted();
@@ -299,6 +337,11 @@ impl Shard {
         (segment, position.0 - segment.0)
     }
 
+    /// Headers of the sealed indexes, oldest first.
+    pub fn sealed_headers(&self) -> Vec<IndexHeader> {
+        self.sealed.headers().cloned().collect()
+    }
+
     /// Settings of all topics, by name.
     pub fn topic_configs(&self) -> Vec<TopicConfig> {
         self.topics.sorted().into_iter().map(|topic| topic.config.clone()).collect()
@@ -315,6 +358,7 @@ impl Shard {
     /// Puts a settings record into the log.
     fn append_record(&mut self, kind: u16, body: &[u8]) -> Result<BlockSeq, Refusal> {
         let appended = self.log.append_record(kind, body, self.store_now()).map_err(Refusal::of_append)?;
+        self.on_appended(appended.position);
         Ok(appended.block)
     }
 
@@ -336,17 +380,57 @@ impl Shard {
 
     /// Writes the offsets that are only noted, and names the last block that holds one, if there were any.
     fn flush_offsets(&mut self) -> Result<Option<BlockSeq>, Refusal> {
-        let Shard { offsets, log, now, .. } = self;
-        let stored = ringmq_protocol::types::StoreTimestamp(now.wall_ms);
         let mut last = None;
-        offsets.flush(|commits| {
-            for body in records::encode_commits(commits) {
-                let appended =
-                    log.append_record(records::kind::OFFSETS, &body, stored).map_err(Refusal::of_append)?;
-                last = Some(appended.block);
-            }
-            Ok::<(), Refusal>(())
-        })?;
+        for body in records::encode_commits(self.offsets.unwritten()) {
+            last = Some(self.append_record(records::kind::OFFSETS, &body)?);
+        }
+        self.offsets.on_written();
         Ok(last)
+    }
+
+    // ---- segments
+
+    /// A record went to a position. If it is the first one of a segment, the segment before it is full.
+    fn on_appended(&mut self, position: PhysicalOffset) {
+        let segment = SegmentBase::of(position, self.log.config().segment_bytes);
+        if let Some(full) = self.active.replace(segment).filter(|full| *full != segment) {
+            let blocks =
+                self.log.blocks().segment(full).expect("its blocks are in memory until it is sealed").clone();
+            let end = self.log.sealed_end();
+            self.frozen.push_back(self.index.freeze(blocks, end, self.checkpoints.replay_from));
+        }
+    }
+
+    /// Hands over the full segments that are durable now.
+    fn seal_segments(&mut self, fx: &mut Effects) {
+        while self.frozen.front().is_some_and(|index| index.end.position <= self.log.durable()) {
+            fx.news.extend(self.frozen.pop_front().map(News::Seal));
+        }
+    }
+
+    /// The index of a segment is in its file.
+    pub fn on_sealed(&mut self, header: IndexHeader) {
+        self.index.on_sealed(header.base);
+        self.log.forget_blocks(header.base);
+        self.sealed.push(header);
+    }
+
+    /// An index cannot be written for now: what the disk has no room for is refused, with the reason.
+    pub fn on_seal_failed(&mut self, reason: &str) {
+        if self.index.frozen_count() >= FROZEN_SEGMENTS_MAX {
+            self.log.on_prepare_failed(format!("the index of a full segment cannot be written: {reason}"));
+        }
+    }
+
+    /// Where the oldest segment begins.
+    fn log_start(&self) -> PhysicalOffset {
+        let oldest = self.sealed.headers().next().map(|header| header.base);
+        let in_memory = || self.log.blocks().first().unwrap_or_default();
+        PhysicalOffset(oldest.unwrap_or_else(in_memory).0)
+    }
+
+    fn next_read_id(&mut self) -> u64 {
+        self.next_read += 1;
+        self.next_read
     }
 }

@@ -57,19 +57,34 @@ impl Offsets {
         !self.unwritten.is_empty()
     }
 
-    /// Hands the offsets to be written to `write`, in a fixed order, and counts them as written if it succeeds.
-    pub(super) fn flush<E>(
-        &mut self,
-        mut write: impl FnMut(&mut dyn Iterator<Item = Commit<'_>>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let groups = &self.groups;
-        let mut commits = self.unwritten.iter().filter_map(|(group, topic, queue_id)| {
-            let offset = *groups.get(group)?.get(topic)?.get(queue_id)?;
+    /// The offsets to be written, in a fixed order.
+    pub(super) fn unwritten(&self) -> impl Iterator<Item = Commit<'_>> {
+        self.unwritten.iter().filter_map(|(group, topic, queue_id)| {
+            let offset = self.get(group, topic, *queue_id)?;
             Some(Commit { group, topic, queue_id: *queue_id, offset })
-        });
-        write(&mut commits)?;
+        })
+    }
+
+    /// All of them were written.
+    pub(super) fn on_written(&mut self) {
         self.unwritten.clear();
-        Ok(())
+    }
+
+    /// All pairs of a group and a topic that have offsets, in order.
+    pub(super) fn pairs(&self) -> Vec<(&str, &str)> {
+        let topics = self
+            .groups
+            .iter()
+            .flat_map(|(group, topics)| topics.keys().map(move |topic| (&**group, &**topic)));
+        let mut pairs: Vec<(&str, &str)> = topics.collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// The offsets of a group for a topic.
+    pub(super) fn queues(&self, group: &str, topic: &str) -> impl Iterator<Item = (QueueId, QueueOffset)> {
+        let queues = self.groups.get(group).and_then(|topics| topics.get(topic));
+        queues.into_iter().flatten().map(|(queue_id, offset)| (*queue_id, *offset))
     }
 
     /// Topics for which the group has offsets, in order.
@@ -113,16 +128,13 @@ mod tests {
         offsets.note(commit(1, 12));
         offsets.note(commit(0, 3));
         offsets.set(commit(2, 7));
-        let mut seen = Vec::new();
-        let failed: Result<(), ()> = offsets.flush(|_| Err(()));
-        assert!(failed.is_err() && offsets.has_unwritten());
-        offsets
-            .flush(|commits| {
-                seen.extend(commits.map(|commit| (commit.queue_id.0, commit.offset.0)));
-                Ok::<(), ()>(())
-            })
-            .unwrap();
+        let seen: Vec<(u32, u64)> =
+            offsets.unwritten().map(|commit| (commit.queue_id.0, commit.offset.0)).collect();
         assert_eq!(seen, [(0, 3), (1, 12)]);
+        offsets.on_written();
+        assert_eq!(offsets.pairs(), [("g", "t")]);
+        let all: Vec<u32> = offsets.queues("g", "t").map(|(queue_id, _)| queue_id.0).collect();
+        assert_eq!(all, [0, 1, 2]);
         assert!(!offsets.has_unwritten());
         assert_eq!(offsets.get("g", "t", QueueId(2)), Some(QueueOffset(7)));
         assert_eq!(offsets.groups_of("t"), ["g"]);

@@ -11,15 +11,19 @@ use super::cold::{LogRange, Purpose};
 use super::effects::{Effects, ReplyTo};
 use super::filter::Filter;
 use super::hold::Pull;
-use super::limits::{HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX};
+use super::limits::{
+    HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX, SEALED_SCAN_MAX,
+};
+use super::lookups::Waiter;
 use super::offsets::Commit;
+use super::topics::QueueState;
 use super::{Refusal, Request, Shard};
 use bytes::Bytes;
 use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, SubscriptionData, perm};
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
-use ringmq_protocol::types::{QueueId, QueueOffset};
-use ringmq_storage::{BlockSpan, QueueIx};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
+use ringmq_storage::{Entry, Missing, QueueIx, SealedEntry};
 use std::rc::Rc;
 
 impl Shard {
@@ -90,7 +94,10 @@ impl Shard {
 
     /// 3. Finds the messages, or the reason why there are none.
     pub(super) fn evaluate(&mut self, pull: Pull, fx: &mut Effects) {
-        let (min, max) = self.bounds(pull.queue);
+        let (min, max) = match self.bounds(pull.queue) {
+            Ok(bounds) => bounds,
+            Err(missing) => return self.wait_for(missing, Waiter::Pull(pull), fx),
+        };
         if pull.from < min {
             return self.reply_moved(&pull, min, "OFFSET_TOO_SMALL", fx);
         }
@@ -103,14 +110,28 @@ impl Shard {
             return self.hold_or_answer(pull, fx);
         }
 
-        let until = QueueOffset(max.0.min(start.0 + PULL_SCAN_MAX));
+        let sealed = match self.sealed_entries(&pull, start) {
+            Ok(entries) => entries,
+            Err(missing) => return self.wait_for(missing, Waiter::Pull(pull), fx),
+        };
         let mut found = Found::default();
-        let mut next = until;
-        for (offset, entry) in self.index.entries(pull.queue, start, until) {
-            let range = LogRange { position: entry.position, len: entry.size };
-            if pull.filter.matches(entry.tags_code) && !found.add(range, &pull, self) {
-                next = offset;
-                break;
+        let mut next;
+        if let Some((last, _)) = sealed.last() {
+            next = QueueOffset(last.0 + 1);
+            for (offset, SealedEntry { entry, block, .. }) in sealed {
+                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, Some(block), &pull, self)
+                {
+                    next = offset;
+                    break;
+                }
+            }
+        } else {
+            next = QueueOffset(max.0.min(start.0.max(self.index.memory_start(pull.queue).0) + PULL_SCAN_MAX));
+            for (offset, entry) in self.index.entries(pull.queue, start, next) {
+                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, None, &pull, self) {
+                    next = offset;
+                    break;
+                }
             }
         }
         assert!(next <= max, "P1: nothing at or above the visible mark is returned");
@@ -118,7 +139,7 @@ impl Shard {
             return self.reply_not_matched(&pull, next, fx);
         }
         self.counts.messages_out += found.messages as u64;
-        match found.cold_span {
+        match found.cold {
             None => {
                 let tail = |range: &LogRange| {
                     self.log.tail(range.position, range.len).expect("seen in the tail above")
@@ -126,20 +147,25 @@ impl Shard {
                 let body = found.ranges.iter().map(tail).collect();
                 self.reply_found(&pull, body, next, fx);
             }
-            Some(span) => {
+            Some(Cold { block, .. }) => {
                 let purpose = Purpose::Pull { pull, ranges: found.ranges, next };
-                self.read_cold(span, purpose, fx);
+                self.read_cold(block, purpose, fx);
             }
         }
     }
 
-    /// First and last-plus-one offset that a consumer can see.
-    pub(super) fn bounds(&self, queue: QueueIx) -> (QueueOffset, QueueOffset) {
-        let state = &self.queues[queue.0 as usize];
-        if state.is_removed {
-            return (QueueOffset(0), QueueOffset(0));
+    /// The next entries of a queue, if they are not in memory any more.
+    fn sealed_entries(
+        &mut self,
+        pull: &Pull,
+        start: QueueOffset,
+    ) -> Result<Vec<(QueueOffset, SealedEntry)>, Missing> {
+        if start >= self.index.memory_start(pull.queue) {
+            return Ok(Vec::new());
         }
-        (self.index.min(queue).min(state.visible), state.visible)
+        let Some((queue, _)) = self.index.sealed_queue(pull.queue) else { return Ok(Vec::new()) };
+        let count = if *pull.filter == Filter::All { pull.messages_max } else { SEALED_SCAN_MAX };
+        self.sealed.entries(queue, start, count)
     }
 
     /// 4a. At the end of the queue: wait there, if the client wants to and there is room.
@@ -164,7 +190,7 @@ impl Shard {
         if !self.holds.is_any_at(queue) {
             return;
         }
-        let (_, max) = self.bounds(queue);
+        let max = self.queues[queue.0 as usize].visible;
         for id in self.holds.at(queue) {
             let pull = self.holds.get_mut(id).expect("listed at its queue");
             let is_wanted = *pull.filter == Filter::All
@@ -219,11 +245,12 @@ impl Shard {
     }
 
     fn pull_response(&self, pull: &Pull, next: QueueOffset) -> PullMessageResponse {
-        let (min, max) = self.bounds(pull.queue);
+        // Known since the pull was evaluated; segments that were released since then matter to the next pull.
+        let QueueState { min, visible: max, .. } = self.queues[pull.queue.0 as usize];
         PullMessageResponse {
             suggest_which_broker_id: 0,
             next_begin_offset: next.0 as i64,
-            min_offset: min.0 as i64,
+            min_offset: min.min(max).0 as i64,
             max_offset: max.0 as i64,
             offset_delta: None,
             topic_sys_flag: None,
@@ -241,27 +268,45 @@ struct Found {
     messages: usize,
     bytes: usize,
     /// Where the ranges lie, if not in the tail.
-    cold_span: Option<BlockSpan>,
+    cold: Option<Cold>,
+}
+
+#[derive(Clone, Copy)]
+struct Cold {
+    /// The first of the blocks to be read.
+    block: PhysicalOffset,
+    /// What lies behind is left to the next pull.
+    limit: PhysicalOffset,
 }
 
 impl Found {
-    /// Adds a message, if it still fits in the response.
-    fn add(&mut self, range: LogRange, pull: &Pull, shard: &Shard) -> bool {
-        let len = range.len as usize;
-        let is_cold = range.position < shard.log.tail_start();
+    /// Adds a message, if it still fits in the response. Its block is known for messages of sealed segments.
+    fn add(
+        &mut self,
+        offset: QueueOffset,
+        entry: Entry,
+        block: Option<PhysicalOffset>,
+        pull: &Pull,
+        shard: &Shard,
+    ) -> bool {
+        let len = entry.size as usize;
+        let is_cold = entry.position < shard.log.tail_start();
+        let in_memory = || shard.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
+        let block = if is_cold { block.unwrap_or_else(in_memory) } else { PhysicalOffset(0) };
+        let range = LogRange { position: entry.position, len: entry.size, block, offset };
         if self.messages == 0 {
             // The first message is always taken, whatever its size.
-            self.cold_span = is_cold.then(|| shard.cold_span(range.position));
+            self.cold = is_cold.then(|| Cold { block, limit: shard.cold_limit(block) });
         } else {
             let is_full = self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX;
-            let is_elsewhere = is_cold != self.cold_span.is_some()
-                || self.cold_span.is_some_and(|span| range.end() > span.end());
+            let is_elsewhere =
+                is_cold != self.cold.is_some() || self.cold.is_some_and(|cold| range.end() > cold.limit);
             if is_full || is_elsewhere {
                 return false;
             }
         }
         match self.ranges.last_mut() {
-            Some(last) if last.end() == range.position => last.len += range.len,
+            Some(last) if last.end() == range.position && last.block == block => last.len += range.len,
             _ => self.ranges.push(range),
         }
         self.messages += 1;

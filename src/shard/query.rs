@@ -13,16 +13,14 @@ use ringmq_protocol::request::{
     UpdateConsumerOffsetRequest, ViewMessageByIdRequest,
 };
 use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, StoreTimestamp};
-use ringmq_storage::block::BlockHeader;
-use ringmq_storage::{Boundary, QueueIx, Record, records};
+use ringmq_storage::{Boundary, Missing, QueueIx};
 
 impl Shard {
     /// GET_MAX_OFFSET (30): the offset that the next message to become visible will have.
     pub(super) fn on_max_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = GetMaxOffsetRequest::decode(&request.header.ext)?;
-        let offset = self
-            .known_queue(&asked.topic, asked.queue_id)
-            .map_or(QueueOffset(0), |queue| self.bounds(queue).1);
+        let queue = self.known_queue(&asked.topic, asked.queue_id);
+        let offset = queue.map_or(QueueOffset(0), |queue| self.queues[queue.0 as usize].visible);
         reply_offset(request.to, offset, fx);
         Ok(())
     }
@@ -30,9 +28,10 @@ impl Shard {
     /// GET_MIN_OFFSET (31).
     pub(super) fn on_min_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = GetMinOffsetRequest::decode(&request.header.ext)?;
-        let offset = self
-            .known_queue(&asked.topic, asked.queue_id)
-            .map_or(QueueOffset(0), |queue| self.bounds(queue).0);
+        let offset = match self.known_queue(&asked.topic, asked.queue_id) {
+            Some(queue) => self.bounds(queue)?.0,
+            None => QueueOffset(0),
+        };
         reply_offset(request.to, offset, fx);
         Ok(())
     }
@@ -48,18 +47,47 @@ impl Shard {
             BoundaryType::Lower => Boundary::Lower,
             BoundaryType::Upper => Boundary::Upper,
         };
-        let offset = self.known_queue(&asked.topic, asked.queue_id).map_or(QueueOffset(0), |queue| {
-            let (_, max) = self.bounds(queue);
-            self.index.offset_by_time(
-                queue,
-                max,
-                StoreTimestamp(asked.timestamp),
-                boundary,
-                self.log.blocks(),
-            )
-        });
+        let offset = match self.known_queue(&asked.topic, asked.queue_id) {
+            Some(queue) => self.offset_by_time(queue, StoreTimestamp(asked.timestamp), boundary)?,
+            None => QueueOffset(0),
+        };
         reply_offset(request.to, offset, fx);
         Ok(())
+    }
+
+    /// The offset for a store time.
+    ///
+    /// | case | Lower | Upper |
+    /// |---|---|---|
+    /// | exact matches | first of them | last of them |
+    /// | between two messages | the later one | the earlier one |
+    /// | after the last message | the next offset | the last message |
+    /// | before the first | the minimum | the minimum |
+    /// | no message | 0 | 0 |
+    fn offset_by_time(
+        &mut self,
+        queue: QueueIx,
+        time: StoreTimestamp,
+        boundary: Boundary,
+    ) -> Result<QueueOffset, Missing> {
+        let (min, max) = self.bounds(queue)?;
+        let Some((sealed_queue, _)) = self.index.sealed_queue(queue).filter(|_| min < max) else {
+            return Ok(QueueOffset(0));
+        };
+        let only_later = boundary == Boundary::Upper;
+        let in_memory = || self.index.first_at_time(queue, max, time, only_later, self.log.blocks());
+        let first = match self.sealed.first_at_time(sealed_queue, time, only_later)? {
+            Some(offset) => offset,
+            None => in_memory().unwrap_or(max),
+        };
+        if boundary == Boundary::Lower {
+            return Ok(first);
+        }
+        let previous = match self.index.previous(queue, first) {
+            Some(offset) => Some(offset),
+            None => self.sealed.previous(sealed_queue, first)?,
+        };
+        Ok(previous.map_or(min, |offset| offset.max(min)))
     }
 
     /// GET_EARLIEST_MSG_STORETIME (32).
@@ -69,15 +97,34 @@ impl Shard {
         fx: &mut Effects,
     ) -> Result<(), Refusal> {
         let asked = GetEarliestMsgStoretimeRequest::decode(&request.header.ext)?;
-        let timestamp = self.known_queue(&asked.topic, asked.queue_id).and_then(|queue| {
-            let (min, max) = self.bounds(queue);
-            let (_, first) = self.index.entries(queue, min, max).next()?;
-            self.log.blocks().store_timestamp(first.position)
-        });
+        let timestamp = match self.known_queue(&asked.topic, asked.queue_id) {
+            Some(queue) => {
+                let (min, max) = self.bounds(queue)?;
+                self.store_time(queue, min, max)?
+            }
+            None => None,
+        };
         let response =
             GetEarliestMsgStoretimeResponse { timestamp: timestamp.map_or(-1, |timestamp| timestamp.0) };
         fx.replies.push(request.to, ResponseCode::SUCCESS, None, &response, &[]);
         Ok(())
+    }
+
+    /// When the first message in `from..until` was stored.
+    pub(super) fn store_time(
+        &mut self,
+        queue: QueueIx,
+        from: QueueOffset,
+        until: QueueOffset,
+    ) -> Result<Option<StoreTimestamp>, Missing> {
+        if from < self.index.memory_start(queue)
+            && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
+            && let Some((offset, sealed)) = self.sealed.entries(sealed_queue, from, 1)?.first()
+        {
+            return Ok((*offset < until).then_some(sealed.store_timestamp));
+        }
+        let entry = self.index.entries(queue, from, until).next();
+        Ok(entry.and_then(|(_, entry)| self.log.blocks().store_timestamp(entry.position)))
     }
 
     /// QUERY_CONSUMER_OFFSET (14), with RocketMQ's rule for a group that never consumed the queue.
@@ -99,10 +146,12 @@ impl Shard {
 
     /// True if the queue's first message is there and still counts as "in memory".
     fn is_recent_from_zero(&self, queue: QueueIx) -> bool {
-        let (min, max) = self.bounds(queue);
-        let first = self.index.entries(queue, QueueOffset(0), max).next();
-        min == QueueOffset(0)
-            && first.is_some_and(|(_, entry)| entry.position.0 + RECENT_BYTES >= self.log.durable().0)
+        let first = self.index.sealed_queue(queue);
+        self.queues[queue.0 as usize].visible > QueueOffset(0)
+            && first.is_some_and(|(queue, offset)| {
+                let is_there = offset == QueueOffset(0) && queue.born >= self.log_start();
+                is_there && queue.born.0 + RECENT_BYTES >= self.log.durable().0
+            })
     }
 
     /// UPDATE_CONSUMER_OFFSET (15). Who waits for the answer gets it once the offset is on disk.
@@ -143,33 +192,24 @@ impl Shard {
     /// VIEW_MESSAGE_BY_ID (33): the message that starts at this place of the log.
     pub(super) fn on_view_message(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let position = ViewMessageByIdRequest::decode(&request.header.ext)?.offset;
-        let block = self.log.block_containing(position).filter(|_| position < self.log.durable());
-        let block = block.ok_or_else(|| not_there(position))?;
-        match self.log.tail(block.start, block.len) {
-            Some(bytes) => self.reply_view(request.to, position, block.start, &bytes, fx),
-            None => self.read_cold(self.cold_span(position), Purpose::View { to: request.to, position }, fx),
+        match (self.block_before(position)?, self.message_in_memory(position)) {
+            (Some(_), Some(message)) => self.reply_view(request.to, position, Some(message), fx),
+            (Some(block), None) => self.read_cold(block, Purpose::View { to: request.to, position }, fx),
+            (None, _) => return Err(not_there(position)),
         }
         Ok(())
     }
 
-    /// Answers with the message at `position`, if one starts there, out of the whole block around it.
+    /// Answers with the message at `position`, if one starts there.
     pub(super) fn reply_view(
         &mut self,
         to: ReplyTo,
         position: PhysicalOffset,
-        block: PhysicalOffset,
-        bytes: &Bytes,
+        message: Option<Bytes>,
         fx: &mut Effects,
     ) {
-        let header = BlockHeader::read(bytes, self.log.config().identity(), block);
-        let found = header.and_then(|header| header.verify(bytes)).ok().and_then(|block| {
-            records(&block).flatten().find_map(|record| match record {
-                Record::Message { position: at, message } if at == position => Some(message.as_bytes()),
-                _ => None,
-            })
-        });
-        match found {
-            Some(record) => fx.replies.push_ranges(to, None, &(), vec![bytes.slice_ref(record)]),
+        match message {
+            Some(message) => fx.replies.push_ranges(to, None, &(), vec![message]),
             None => {
                 let refusal = not_there(position);
                 fx.replies.push(to, refusal.code, Some(&refusal.remark), &(), &[]);

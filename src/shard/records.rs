@@ -1,7 +1,8 @@
 //! The settings records of the log: their kinds and bodies (docs/format.md).
 
 use super::offsets::Commit;
-use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
+use ringmq_storage::QueueMark;
 
 /// What a settings record says. The numbers are on disk.
 pub(super) mod kind {
@@ -13,10 +14,16 @@ pub(super) mod kind {
     pub(in crate::shard) const OFFSETS: u16 = 3;
     /// The name of a topic: its settings, messages and offsets are gone.
     pub(in crate::shard) const TOPIC_DELETED: u16 = 4;
+    /// How far the queues of a topic are, see [`super::encode_marks`]. Part of a checkpoint.
+    pub(in crate::shard) const QUEUES: u16 = 6;
+    /// Empty: all of the small state follows, between other records.
+    pub(in crate::shard) const CHECKPOINT_BEGIN: u16 = 7;
+    /// Empty: the checkpoint that began last is complete.
+    pub(in crate::shard) const CHECKPOINT_END: u16 = 8;
 }
 
-/// Bytes of commits in one record, give or take one commit.
-const COMMITS_BYTES: usize = 64 << 10;
+/// Bytes of commits or of queues in one record, give or take one of them.
+const BODY_BYTES: usize = 64 << 10;
 
 /// Encodes commits into as few records as their size allows. A commit is: length of the group's name (u8), the name,
 /// length of the topic's name (u8), the name, queue id (u32 LE), offset (u64 LE).
@@ -30,7 +37,7 @@ pub(super) fn encode_commits<'a>(commits: impl Iterator<Item = Commit<'a>>) -> V
         }
         body.extend_from_slice(&commit.queue_id.0.to_le_bytes());
         body.extend_from_slice(&commit.offset.0.to_le_bytes());
-        if body.len() >= COMMITS_BYTES {
+        if body.len() >= BODY_BYTES {
             records.push(std::mem::take(&mut body));
         }
     }
@@ -56,19 +63,60 @@ pub(super) fn decode_commits(body: &[u8]) -> impl Iterator<Item = Option<Commit<
 }
 
 fn decode_commit<'a>(rest: &mut &'a [u8]) -> Option<Commit<'a>> {
-    fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
-        let (taken, tail) = rest.split_at_checked(len)?;
-        *rest = tail;
-        Some(taken)
-    }
-    fn name<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
-        let len = take(rest, 1)?[0];
-        std::str::from_utf8(take(rest, usize::from(len))?).ok()
-    }
     let (group, topic) = (name(rest)?, name(rest)?);
-    let queue_id = QueueId(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?));
-    let offset = QueueOffset(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?));
+    let (queue_id, offset) = (QueueId(number(rest)?), QueueOffset(long(rest)?));
     Some(Commit { group, topic, queue_id, offset })
+}
+
+/// Encodes how far queues of a topic are: length of the topic's name (u8), the name, then for each queue its id (u32 LE), the
+/// offset and the position of the first message that it ever had, and the offset that its next message gets (u64 LE each).
+pub(super) fn encode_marks(topic: &str, marks: impl Iterator<Item = (QueueId, QueueMark)>) -> Vec<Vec<u8>> {
+    let mut head = vec![u8::try_from(topic.len()).expect("names are checked to be shorter than 256 bytes")];
+    head.extend_from_slice(topic.as_bytes());
+    let mut records: Vec<Vec<u8>> = Vec::new();
+    for (queue_id, mark) in marks {
+        if records.last().is_none_or(|body| body.len() >= BODY_BYTES) {
+            records.push(head.clone());
+        }
+        let body = records.last_mut().expect("just made");
+        body.extend_from_slice(&queue_id.0.to_le_bytes());
+        for number in [mark.first.0, mark.born.0, mark.next.0] {
+            body.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    records
+}
+
+/// The topic and the queues of a record; `None` if the bytes make no sense.
+pub(super) fn decode_marks(mut body: &[u8]) -> Option<(&str, Vec<(QueueId, QueueMark)>)> {
+    let rest = &mut body;
+    let topic = name(rest)?;
+    let mut marks = Vec::new();
+    while !rest.is_empty() {
+        let queue_id = QueueId(number(rest)?);
+        let (first, born) = (QueueOffset(long(rest)?), PhysicalOffset(long(rest)?));
+        marks.push((queue_id, QueueMark { first, born, next: QueueOffset(long(rest)?) }));
+    }
+    Some((topic, marks))
+}
+
+fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+    let (taken, tail) = rest.split_at_checked(len)?;
+    *rest = tail;
+    Some(taken)
+}
+
+fn name<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let len = take(rest, 1)?[0];
+    std::str::from_utf8(take(rest, usize::from(len))?).ok()
+}
+
+fn number(rest: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?))
+}
+
+fn long(rest: &mut &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -89,8 +137,27 @@ mod tests {
         }
 
         #[test]
+        fn queues_survive(topic in "[a-z%]{1,127}", marks in prop::collection::vec((any::<u32>(), any::<[u64; 3]>()), 0..6000)) {
+            let marks: Vec<(QueueId, QueueMark)> = marks
+                .into_iter()
+                .map(|(id, [first, born, next])| {
+                    let (first, born, next) = (QueueOffset(first), PhysicalOffset(born), QueueOffset(next));
+                    (QueueId(id), QueueMark { first, born, next })
+                })
+                .collect();
+            let records = encode_marks(&topic, marks.iter().copied());
+            let decoded: Vec<_> = records.iter().flat_map(|body| {
+                let (of, marks) = decode_marks(body).unwrap();
+                assert_eq!(of, topic);
+                marks
+            }).collect();
+            prop_assert_eq!(decoded, marks);
+        }
+
+        #[test]
         fn arbitrary_bytes_end(body in prop::collection::vec(any::<u8>(), 0..500)) {
             prop_assert!(decode_commits(&body).count() <= body.len());
+            prop_assert!(decode_marks(&body).is_none_or(|(_, marks)| marks.len() <= body.len()));
         }
     }
 }

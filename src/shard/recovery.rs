@@ -1,9 +1,14 @@
-//! From the log to a shard: every record is applied in the order in which it was written.
+//! From a log to a shard: everything that a shard knows is in its log, in the indexes beside it, or is gone.
+//!
+//!   indexes opened, damaged ones rebuilt → log read from the newest complete checkpoint → full segments sealed on the way
 
+use super::checkpoint::Checkpoints;
 use super::cold::ColdReads;
 use super::groups::Groups;
 use super::hold::Holds;
+use super::limits::INDEX_CACHE_PAGES;
 use super::locks::Locks;
+use super::lookups::Lookups;
 use super::offsets::Offsets;
 use super::records::{self, kind};
 use super::topics::{QueueState, Topics, system_topics};
@@ -12,17 +17,22 @@ use ringmq_protocol::body::{SubscriptionGroupConfig, TopicConfig, perm};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::properties::{self, names};
-use ringmq_protocol::types::{PhysicalOffset, QueueOffset, TagsCode};
+use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_storage::{
-    CommitLog, Entry, LogConfig, QueueIndex, Record, RecoverError, RecoveryReport, SegmentStore, recover,
+    ChainPoint, CommitLog, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
+    Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentStore, Visitor, open_indexes, push_keys,
+    rebuild_index, recover, seal,
 };
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 
-/// A shard that has read its log.
+/// A shard that is ready for its first turn, and what was found in its log.
 pub struct Boot {
     pub shard: Shard,
     pub report: RecoveryReport,
-    /// Records that were read but make no sense, one line each.
+    /// What was done about the indexes, one line each.
+    pub notes: Vec<String>,
+    /// What was lost, and records that were read but make no sense, one line each.
     pub problems: Vec<String>,
 }
 
@@ -31,54 +41,75 @@ const PROBLEMS_MAX: usize = 100;
 
 /// What the log says, as far as it was read.
 struct State {
+    log: LogConfig,
     index: QueueIndex,
     queues: Vec<QueueState>,
     topics: Topics,
     groups: Groups,
     offsets: Offsets,
+    checkpoints: Checkpoints,
+    /// Indexes from before this reading and those that it made, oldest first.
+    sealed: Vec<IndexHeader>,
+    /// What lies below is in a sealed index already.
+    sealed_end: PhysicalOffset,
+    segments_sealed: usize,
+    /// The newest index from before this reading does not go to the end of its segment.
+    is_newest_stale: bool,
     problems: Vec<String>,
+    /// The queue of the last message: neighbours in the log are often neighbours in a queue.
+    last_queue: Option<(Box<str>, QueueId, QueueIx)>,
 }
 
 impl Shard {
-    /// Reads the log in `store` and goes on where it ends.
-    pub fn boot(
+    /// Reads the log in `store` and goes on where it ends. `progress` is told, a line each, of what may take long.
+    pub fn boot<S: SegmentStore>(
         config: ShardConfig,
         log_config: LogConfig,
-        store: &mut impl SegmentStore,
+        store: &mut S,
         booted_ms: i64,
+        progress: &mut dyn FnMut(String),
     ) -> Result<Boot, RecoverError> {
-        let mut state = State {
-            index: QueueIndex::new(log_config.segment_bytes),
-            queues: Vec::new(),
-            topics: Topics::default(),
-            groups: Groups::default(),
-            offsets: Offsets::default(),
-            problems: Vec::new(),
-        };
-        for topic in system_topics(&config.cluster_name, &config.broker_name, config.auto_create_topics) {
-            state.topics.put(topic, false);
+        let (headers, mut notes, lost) = prepare_indexes(&log_config, store, progress)?;
+        let (mut state, mut recovered, report) = read_log(&config, &log_config, store, headers)?;
+        state.problems.extend(lost);
+        if state.segments_sealed > 0 {
+            notes.push(format!("indexes of {} full segments were written", state.segments_sealed));
         }
-        let (recovered, report) = recover(store, &log_config, &mut |record| state.apply(record))?;
         let own =
             [(names::MSG_REGION, REGION), (names::TRACE_ON, "true"), (names::CLUSTER, &config.cluster_name)];
         let own_properties = properties::encode(own).expect("names and values without separators").into();
         let unique_keys = UniqueKeys::new(config.address.ip(), config.address.port(), config.key_salt);
         for (queue, state_of) in state.queues.iter_mut().enumerate().filter(|(_, queue)| !queue.is_removed) {
             // What recovery found is on disk, so it is there for consumers.
-            state_of.visible = state.index.max(ringmq_storage::QueueIx(queue as u32));
+            state_of.visible = state.index.max(QueueIx(queue as u32));
         }
+        if let Some(newest) = state.sealed.last() {
+            recovered.blocks.remove_through(newest.base);
+        }
+        let mut sealed =
+            SealedSegments::new(log_config.identity(), log_config.segment_bytes, INDEX_CACHE_PAGES);
+        state.sealed.into_iter().for_each(|header| sealed.push(header));
+        state.checkpoints.on_recovered();
         let shard = Shard {
             config,
             now: Time::default(),
+            active: recovered.blocks.last(),
+            cold: ColdReads::new(log_config.segment_bytes),
             log: CommitLog::new(log_config, recovered),
             index: state.index,
+            frozen: VecDeque::new(),
+            sealed,
+            lookups: Lookups::default(),
+            checkpoints: state.checkpoints,
+            releasing: Vec::new(),
+            releases: 0,
+            next_read: 0,
             queues: state.queues,
             topics: state.topics,
             groups: state.groups,
             offsets: state.offsets,
             locks: Locks::default(),
             holds: Holds::default(),
-            cold: ColdReads::default(),
             pending: VecDeque::new(),
             spare_pending: Vec::new(),
             unique_keys,
@@ -94,41 +125,139 @@ impl Shard {
             flush_offsets_at_ms: None,
             scan_clients_at_ms: 0,
         };
-        Ok(Boot { shard, report, problems: state.problems })
+        Ok(Boot { shard, report, notes, problems: state.problems })
+    }
+}
+
+/// The indexes that there are, those that are missing rebuilt; with what was done, and what is lost.
+fn prepare_indexes<S: SegmentStore>(
+    log: &LogConfig,
+    store: &mut S,
+    progress: &mut dyn FnMut(String),
+) -> Result<(Vec<IndexHeader>, Vec<String>, Vec<String>), RecoverError> {
+    let found = open_indexes(store, log)?;
+    let mut headers = found.sealed;
+    let (mut notes, mut lost) = (Vec::new(), Vec::new());
+    let count = found.to_rebuild.len();
+    for (number, (base, problem)) in found.to_rebuild.into_iter().enumerate() {
+        progress(format!("writing the index of segment {base} anew, {} of {count}: {problem}", number + 1));
+        let at = headers.partition_point(|header| header.base < base);
+        // Without an older index the log has to be read from here.
+        let start = ChainPoint { position: PhysicalOffset(base.0), ..ChainPoint::default() };
+        let replay_from = at.checked_sub(1).map_or(start, |before| headers[before].replay_from);
+        match rebuild_index(store, log, base, replay_from) {
+            Ok((header, damaged)) => {
+                notes.push(format!("the index of segment {base} was written anew: {problem}"));
+                lost.extend(damaged.iter().map(|damage| {
+                    format!("{} bytes of the log at {} are damaged", damage.bytes, damage.position)
+                }));
+                headers.insert(at, header);
+            }
+            Err(error) => lost.push(format!("segment {base} has no index and cannot be read: {error}")),
+        }
+    }
+    for header in found.lost {
+        let (base, messages) = (header.base, header.messages);
+        // A segment that retention deleted is older than all others, and its index goes before it.
+        lost.push(format!(
+            "segment {base} is missing: its {messages} messages are lost, readers go on behind it"
+        ));
+    }
+    Ok((headers, notes, lost))
+}
+
+/// Reads the log from the newest complete checkpoint on; from an older one if that stretch of the log is damaged.
+fn read_log<S: SegmentStore>(
+    config: &ShardConfig,
+    log: &LogConfig,
+    store: &mut S,
+    mut headers: Vec<IndexHeader>,
+) -> Result<(State, Recovered, RecoveryReport), RecoverError> {
+    let mut damaged_starts = 0;
+    loop {
+        let mut starts: Vec<ChainPoint> = headers.iter().map(|header| header.replay_from).collect();
+        starts.dedup();
+        let from = starts.len().checked_sub(1 + damaged_starts).map(|at| starts[at]);
+        let mut state = State::new(config, log, headers.clone());
+        let sealed_end = state.sealed_end;
+        state.checkpoints.replay_from = from.unwrap_or_default();
+        let (recovered, report) = recover(store, log, from, &mut state)?;
+        if state.is_newest_stale || recovered.end.position < sealed_end {
+            // The log went on in this segment after a crash: it had been left for the next one, of which nothing survived.
+            headers.pop();
+            damaged_starts = 0;
+        } else if from.is_some() && report.damaged.iter().any(|damage| damage.position < sealed_end) {
+            damaged_starts += 1;
+        } else {
+            return Ok((state, recovered, report));
+        }
     }
 }
 
 impl State {
-    fn apply(&mut self, record: Record<'_>) {
-        let (position, applied) = match record {
-            Record::Message { position, message } => (position, self.apply_message(position, &message)),
-            Record::Metadata { position, kind, body, .. } => (position, self.apply_setting(kind, body)),
+    fn new(config: &ShardConfig, log: &LogConfig, sealed: Vec<IndexHeader>) -> Self {
+        let sealed_end = sealed
+            .last()
+            .map_or(PhysicalOffset(0), |header| PhysicalOffset(header.base.0 + log.segment_bytes));
+        let mut state = State {
+            log: log.clone(),
+            index: QueueIndex::new(log.segment_bytes),
+            queues: Vec::new(),
+            topics: Topics::default(),
+            groups: Groups::default(),
+            offsets: Offsets::default(),
+            checkpoints: Checkpoints::default(),
+            sealed,
+            sealed_end,
+            segments_sealed: 0,
+            is_newest_stale: false,
+            problems: Vec::new(),
+            last_queue: None,
         };
-        if let Err(problem) = applied
-            && self.problems.len() < PROBLEMS_MAX
-        {
-            self.problems.push(format!("record at {position}: {problem}"));
+        for topic in system_topics(&config.cluster_name, &config.broker_name, config.auto_create_topics) {
+            state.topics.put(topic, false);
         }
+        state
     }
 
     fn apply_message(&mut self, position: PhysicalOffset, message: &StoredMessage<'_>) -> Result<(), String> {
-        let (name, queue_id) = (message.topic(), message.queue_id());
+        let queue = self.queue(message.topic(), message.queue_id());
+        let offset = message.queue_offset();
+        if position < self.sealed_end {
+            self.index.pass(queue, offset, position);
+            return Ok(());
+        }
+        let entry = Entry::of(position, message);
+        self.index.push_at(queue, offset, entry).map_err(|error| error.to_string())?;
+        push_keys(&mut self.index, position, message);
+        Ok(())
+    }
+
+    fn queue(&mut self, name: &str, queue_id: QueueId) -> QueueIx {
+        if let Some((topic, id, queue)) = &self.last_queue
+            && *id == queue_id
+            && **topic == *name
+        {
+            return *queue;
+        }
         if self.topics.get(name).is_none_or(|topic| queue_id.0 >= topic.queue_count()) {
-            // The topic's own record was in a block that is damaged: the messages are worth more than its settings.
+            // The topic's own record comes later, or was in a block that is damaged: messages are worth more than settings.
             let queue_count = queue_id.0 + 1;
             self.topics.put(TopicConfig::new(name, queue_count, perm::READ | perm::WRITE), true);
         }
         let topic = self.topics.get_mut(name).expect("just made if it was not there");
         let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
-        let size = u32::try_from(message.as_bytes().len()).map_err(|_| "longer than any block".to_owned())?;
-        let tags_code = TagsCode::of(message.property(names::TAGS).unwrap_or_default());
-        let offset = message.queue_offset();
-        self.index
-            .push_at(queue, offset, Entry { position, size, tags_code })
-            .map_err(|error| error.to_string())
+        self.last_queue = Some((name.into(), queue_id, queue));
+        queue
     }
 
-    fn apply_setting(&mut self, kind: u16, body: &[u8]) -> Result<(), String> {
+    fn apply_setting(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        position: PhysicalOffset,
+        before: ChainPoint,
+    ) -> Result<(), String> {
         match kind {
             kind::TOPIC => {
                 let config: TopicConfig = serde_json::from_slice(body).map_err(|error| error.to_string())?;
@@ -149,14 +278,55 @@ impl State {
                 if let Some(topic) = self.topics.remove(name) {
                     for queue in topic.known_queues() {
                         self.queues[queue.0 as usize] =
-                            QueueState { visible: QueueOffset(0), is_removed: true };
+                            QueueState { is_removed: true, ..QueueState::default() };
                     }
                 }
+                self.last_queue = None;
                 self.index.remove_topic(name);
                 self.offsets.remove_topic(name);
             }
+            kind::QUEUES => {
+                let (topic, marks) = records::decode_marks(body).ok_or("queues that cannot be read")?;
+                for (queue_id, mark) in marks {
+                    let queue = self.queue(topic, queue_id);
+                    self.index.set_mark(queue, mark);
+                }
+            }
+            kind::CHECKPOINT_BEGIN => self.checkpoints.on_begin(before),
+            kind::CHECKPOINT_END => self.checkpoints.on_end(position.0),
             other => return Err(format!("a setting of kind {other}, which this version does not know")),
         }
         Ok(())
+    }
+}
+
+impl<S: SegmentStore> Visitor<S> for State {
+    fn record(&mut self, record: Record<'_>, before: ChainPoint) {
+        let (position, applied) = match record {
+            Record::Message { position, message } => (position, self.apply_message(position, &message)),
+            Record::Metadata { position, kind, body, .. } => {
+                (position, self.apply_setting(kind, body, position, before))
+            }
+        };
+        if let Err(problem) = applied
+            && self.problems.len() < PROBLEMS_MAX
+        {
+            self.problems.push(format!("record at {position}: {problem}"));
+        }
+    }
+
+    fn segment_ended(&mut self, ended: SegmentEnd, store: &mut S) -> io::Result<bool> {
+        let base = ended.blocks.base();
+        if base.0 < self.sealed_end.0 {
+            let is_newest = self.sealed.last().filter(|newest| newest.base == base);
+            self.is_newest_stale |= is_newest.is_some_and(|newest| newest.end != ended.end);
+            return Ok(true);
+        }
+        let index = self.index.freeze(ended.blocks, ended.end, self.checkpoints.replay_from);
+        let header = seal(store, &self.log, &index)?;
+        self.index.on_sealed(base);
+        self.sealed.push(header);
+        self.segments_sealed += 1;
+        Ok(true)
     }
 }

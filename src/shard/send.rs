@@ -22,7 +22,7 @@ use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
 use ringmq_protocol::types::{
     BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
 };
-use ringmq_storage::{AppendError, BlockSeq, Entry, LogWrite, QueueIx, WriteError};
+use ringmq_storage::{AppendError, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of};
 use std::borrow::Cow;
 use std::fmt::Write;
 
@@ -157,7 +157,7 @@ impl Shard {
         let parts = self.parts(request, send, target, send.flag, request.body, &all);
         parts.check(&Limits::default()).map_err(Refusal::illegal)?;
         let first = self.index.max(target.queue);
-        let (block, position) = self.append(&parts, target.queue, TagsCode::of(scan.tags))?;
+        let (block, position) = self.append(&parts, target.queue, &Scan { unique_key, ..scan })?;
         let message_id =
             OffsetMessageId { store_host: self.config.address, physical_offset: position }.to_string();
         self.prepare_answer(
@@ -212,8 +212,8 @@ impl Shard {
         for entry in BatchEntries::new(request.body).flatten() {
             let properties = [entry.properties];
             let parts = self.parts(request, send, target, entry.flag, entry.body, &properties);
-            let tags_code = TagsCode::of(Scan::of(entry.properties).tags);
-            let (block, position) = self.append(&parts, target.queue, tags_code).expect("room was reserved");
+            let scan = Scan::of(entry.properties);
+            let (block, position) = self.append(&parts, target.queue, &scan).expect("room was reserved");
             assert_eq!(*in_block.get_or_insert(block), block, "A5: a batch lies in one block");
             let separator = if ids.is_empty() { "" } else { "," };
             let id = OffsetMessageId { store_host: self.config.address, physical_offset: position };
@@ -259,14 +259,20 @@ impl Shard {
         &mut self,
         parts: &MessageParts<'_>,
         queue: QueueIx,
-        tags_code: TagsCode,
+        scan: &Scan<'_>,
     ) -> Result<(BlockSeq, PhysicalOffset), Refusal> {
         let offset = self.index.max(queue);
         let len = encoded_len(parts);
         let encode = |position, stored, dst: &mut [u8]| encode_into(parts, offset, position, stored, dst);
         let appended = self.log.append(len, self.store_now(), encode).map_err(Refusal::of_append)?;
         let size = u32::try_from(len).expect("a record is smaller than a block");
+        self.on_appended(appended.position);
+        let tags_code = TagsCode::of(scan.tags);
         self.index.push(queue, Entry { position: appended.position, size, tags_code });
+        let topic = self.index.topic_hash(queue);
+        for key in keys_of(scan.unique_key, scan.keys) {
+            self.index.push_key(KeyHash::of(topic, key.as_bytes()), appended.position);
+        }
         self.counts.messages_in += 1;
         self.counts.bytes_in += u64::from(size);
         Ok((appended.block, appended.position))
@@ -316,6 +322,7 @@ impl Shard {
     pub fn on_written(&mut self, block: BlockSeq, result: Result<(), String>, fx: &mut Effects) {
         if let Some(advance) = self.log.on_written(block, result.map_err(WriteError)) {
             self.acknowledge(advance.block, fx);
+            self.seal_segments(fx);
         }
         if let Some(reason) = self.log.poisoned() {
             if !self.has_reported_poison {
@@ -393,6 +400,7 @@ struct Scan<'a> {
     /// Empty if there is none, like the next.
     tags: &'a str,
     unique_key: &'a str,
+    keys: &'a str,
     /// The receipt of an earlier pop.
     has_receipt: bool,
     is_transaction: bool,
@@ -407,6 +415,7 @@ impl<'a> Scan<'a> {
             match name {
                 b"TAGS" => scan.tags = text(),
                 b"UNIQ_KEY" => scan.unique_key = text(),
+                b"KEYS" => scan.keys = text(),
                 b"POP_CK" => scan.has_receipt = true,
                 b"DELAY" if value != b"0" && value != b"-1" => {
                     scan.unsupported = Some("delayed messages (property DELAY)");

@@ -56,6 +56,9 @@ impl Topic {
 pub(super) struct QueueState {
     /// Offsets below this are there for consumers.
     pub(super) visible: QueueOffset,
+    /// First offset, as it was after so many releases of segments; `None` if nobody asked yet.
+    pub(super) min: QueueOffset,
+    pub(super) min_releases: Option<u64>,
     /// The queue went with its topic. Its number is not used again.
     pub(super) is_removed: bool,
 }

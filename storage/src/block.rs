@@ -141,16 +141,22 @@ impl BlockHeader {
         Ok(found)
     }
 
-    /// Checks the whole block against its checksum. `bytes` may be longer than the block.
-    pub fn verify<'a>(&self, bytes: &'a [u8]) -> Result<Block<'a>, BlockError> {
+    /// The block of bytes that `verify` was content with, or that never left the memory.
+    pub fn unchecked<'a>(&self, bytes: &'a [u8]) -> Result<Block<'a>, BlockError> {
         let length =
             usize::try_from(self.block_bytes()).map_err(|_| BlockError::Length(self.block_bytes()))?;
         let block = bytes.get(..length).ok_or(BlockError::Short)?;
-        let computed = checksum(block);
+        Ok(Block { header: *self, payload: &block[HEADER_BYTES..] })
+    }
+
+    /// Checks the whole block against its checksum. `bytes` may be longer than the block.
+    pub fn verify<'a>(&self, bytes: &'a [u8]) -> Result<Block<'a>, BlockError> {
+        let block = self.unchecked(bytes)?;
+        let computed = checksum(&bytes[..HEADER_BYTES + block.payload.len()]);
         if computed != self.crc {
             return Err(BlockError::Checksum { found: self.crc, computed });
         }
-        Ok(Block { header: *self, payload: &block[HEADER_BYTES..] })
+        Ok(block)
     }
 }
 

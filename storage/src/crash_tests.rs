@@ -181,7 +181,7 @@ impl Life {
         for (_, block) in &mut self.history {
             *block = BlockSeq(0); // sequence numbers start again
         }
-        self.prepared = recovered.end.0.next_multiple_of(4096);
+        self.prepared = recovered.end.position.0.next_multiple_of(4096);
         self.log = CommitLog::new(self.config.clone(), recovered);
     }
 

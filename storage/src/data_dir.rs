@@ -10,11 +10,15 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
+use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::config::SEGMENT_BYTES_MAX;
+use crate::indexes::{INDEX_SUFFIX, index_file_name};
 use crate::log::Prepare;
 use crate::recover::SegmentStore;
 use crate::segment::SegmentBase;
@@ -25,6 +29,7 @@ pub const DATA_FORMAT: u32 = 1;
 const LOCK_NAME: &str = "lock";
 const METADATA_NAME: &str = "ringmq.json";
 const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
+const INDEX_ASIDE_SUFFIX: &str = ".index.new";
 /// Zeros are written in small pieces: a write through the page cache keeps the log's own writes to the file waiting.
 const ZEROS_BYTES: usize = 128 << 10;
 
@@ -174,6 +179,11 @@ pub fn segment_path(shard_dir: &Path, segment: SegmentBase) -> PathBuf {
     shard_dir.join(segment.file_name())
 }
 
+/// The file of a segment's index.
+pub fn index_path(shard_dir: &Path, segment: SegmentBase) -> PathBuf {
+    shard_dir.join(index_file_name(segment))
+}
+
 fn parse_metadata(root: &Path, bytes: &[u8]) -> Result<Metadata, OpenError> {
     #[derive(Deserialize)]
     struct Format {
@@ -276,18 +286,44 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     sync_dir(shard_dir)
 }
 
+/// Deletes a segment, and its index before it: an index without its segment is a loss, and would be reported as one.
+pub fn remove_segment(shard_dir: &Path, segment: SegmentBase) -> io::Result<()> {
+    for path in [index_path(shard_dir, segment), segment_path(shard_dir, segment)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sync_dir(shard_dir)?,
+        }
+    }
+    Ok(())
+}
+
 /// Segment files of one shard, read past the page cache where the file system can do that: after a failed sync the
 /// page cache may hold what the disk does not.
+///
+/// Whoever reads a segment from one end to the other finds the next part read ahead.
 #[derive(Debug)]
 pub struct FsStore {
     dir: PathBuf,
-    open: Option<(SegmentBase, File)>,
+    open: Option<(SegmentBase, Arc<File>)>,
     is_direct: bool,
+    ahead: Option<ReadAhead>,
 }
+
+/// A read that is under way in a thread of its own.
+#[derive(Debug)]
+struct ReadAhead {
+    segment: SegmentBase,
+    offset: u64,
+    len: usize,
+    thread: JoinHandle<io::Result<BytesMut>>,
+}
+
+/// Shorter reads are not followed by reading ahead.
+const READ_AHEAD_BYTES_MIN: usize = 1 << 20;
 
 impl FsStore {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, open: None, is_direct: true }
+        Self { dir, open: None, is_direct: true, ahead: None }
     }
 
     /// Whether reads go past the page cache, as far as it is known: the first read tells.
@@ -295,28 +331,57 @@ impl FsStore {
         self.is_direct
     }
 
-    fn file(&mut self, segment: SegmentBase) -> io::Result<&File> {
+    fn file(&mut self, segment: SegmentBase) -> io::Result<&Arc<File>> {
         if self.open.as_ref().is_none_or(|(base, _)| *base != segment) {
             let flags = if self.is_direct { libc::O_DIRECT } else { 0 };
             let path = segment_path(&self.dir, segment);
-            self.open = Some((segment, OpenOptions::new().read(true).custom_flags(flags).open(path)?));
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+            self.open = Some((segment, Arc::new(file)));
         }
         Ok(&self.open.as_ref().expect("opened above").1)
     }
 
     fn read(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = self.file(segment)?;
-        let mut done = 0;
-        while done < buffer.len() {
-            match file.read_at(&mut buffer[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let wanted = (segment, offset, buffer.len());
+        let ahead = self.ahead.take().filter(|ahead| (ahead.segment, ahead.offset, ahead.len) == wanted);
+        let mut used = BytesMut::new();
+        let done = match ahead.map(|ahead| ahead.thread.join()) {
+            Some(Ok(Ok(bytes))) => {
+                buffer[..bytes.len()].copy_from_slice(&bytes);
+                used = bytes;
+                used.len()
             }
+            // What went wrong there is seen again here.
+            _ => read_fully(self.file(segment)?, offset, buffer)?,
+        };
+        if done == buffer.len() && done >= READ_AHEAD_BYTES_MIN {
+            let (file, offset, len) = (self.file(segment)?.clone(), offset + done as u64, buffer.len());
+            let read = move || {
+                let mut bytes = if used.len() == len { used } else { aligned_buffer(len) };
+                bytes.resize(len, 0);
+                let done = read_fully(&file, offset, &mut bytes)?;
+                bytes.truncate(done);
+                Ok(bytes)
+            };
+            let thread = thread::Builder::new().name("read-ahead".to_owned()).spawn(read)?;
+            self.ahead = Some(ReadAhead { segment, offset, len, thread });
         }
         Ok(done)
     }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_fully(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
 }
 
 impl SegmentStore for FsStore {
@@ -346,6 +411,41 @@ impl SegmentStore for FsStore {
 
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
         self.file(segment)?.sync_data()
+    }
+
+    fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        let mut indexes = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if let Some(base) = name.strip_suffix(INDEX_SUFFIX).and_then(SegmentBase::from_file_name) {
+                indexes.push((base, entry.metadata()?.len()));
+            } else if name.ends_with(INDEX_ASIDE_SUFFIX) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        indexes.sort_unstable();
+        Ok(indexes)
+    }
+
+    fn read_index(&mut self, segment: SegmentBase, page: u32, buffer: &mut [u8]) -> io::Result<()> {
+        let file = File::open(index_path(&self.dir, segment))?;
+        file.read_exact_at(buffer, u64::from(page) * buffer.len() as u64)
+    }
+
+    fn write_index(
+        &mut self,
+        segment: SegmentBase,
+        write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let path = index_path(&self.dir, segment);
+        let aside = self.dir.join(format!("{segment}{INDEX_ASIDE_SUFFIX}"));
+        let mut file = File::create(&aside)?;
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_dir(&self.dir)
     }
 }
 

@@ -18,10 +18,11 @@ use bytes::Bytes;
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use thiserror::Error;
 
-use crate::block::{BLOCK_ALIGN, BlockError, BlockHeader, HEADER_BYTES, place, round_up};
+use crate::block::{BLOCK_ALIGN, BlockHeader, HEADER_BYTES, place, round_up};
 use crate::config::LogConfig;
 use crate::record;
 use crate::recover::Recovered;
+use crate::sealed::ChainPoint;
 use crate::segment::{BlockIndex, BlockSpan, SegmentBase};
 use crate::tail::{NoChunk, Tail};
 
@@ -164,7 +165,7 @@ impl CommitLog {
         if let Err(text) = config.validate() {
             panic!("commit log: {text}");
         }
-        let end = recovered.end.0;
+        let ChainPoint { position: PhysicalOffset(end), previous_crc, store_timestamp } = recovered.end;
         // What lies behind the end may be rests of writes that were never acknowledged: zeros come first.
         let prepared = round_up(end, u64::from(config.sector_bytes));
         Self {
@@ -179,8 +180,8 @@ impl CommitLog {
             end,
             last_sector: Vec::with_capacity(config.sector_bytes as usize),
             may_share: false,
-            previous_crc: recovered.previous_crc,
-            store_timestamp: recovered.store_timestamp,
+            previous_crc,
+            store_timestamp,
             durable: end,
             prepared,
             prepared_at_start: prepared,
@@ -408,41 +409,23 @@ impl CommitLog {
         self.tail.start().unwrap_or(PhysicalOffset(self.end))
     }
 
-    /// The sealed block that holds a position: what to read and verify before bytes from disk may leave.
-    pub fn block_containing(&self, position: PhysicalOffset) -> Option<BlockSpan> {
-        self.blocks.containing(position)
-    }
-
-    /// Checks a block read back from disk: `bytes` begin at the block's start.
-    pub fn verify_block(&self, span: BlockSpan, bytes: &[u8]) -> Result<(), BlockError> {
-        let header = BlockHeader::read(bytes, self.config.identity(), span.start)?;
-        if header.block_bytes() != u64::from(span.len) {
-            return Err(BlockError::Length(header.block_bytes()));
-        }
-        header.verify(bytes).map(|_| ())
-    }
-
-    /// Whether the block was verified since the start.
-    pub fn verified(&self, span: BlockSpan) -> bool {
-        self.blocks.verified(span)
-    }
-
-    /// Remembers that `verify_block` was content with the block.
-    pub fn set_verified(&mut self, span: BlockSpan) {
-        self.blocks.set_verified(span);
-    }
-
     /// Which blocks there are, and when they were stored.
     pub fn blocks(&self) -> &BlockIndex {
         &self.blocks
     }
 
-    /// Forgets the segments below `base`; the caller deletes their files.
-    pub fn remove_segments_below(&mut self, base: SegmentBase) {
-        let last_byte = PhysicalOffset(self.durable.saturating_sub(1));
-        let active = SegmentBase::of(last_byte, self.config.segment_bytes);
-        assert!(base <= active, "the segment of the last block cannot be removed: the chain goes on from it");
-        self.blocks.remove_below(base);
+    /// End of the last sealed block: where the open block, if one is open, goes on.
+    pub fn sealed_end(&self) -> ChainPoint {
+        ChainPoint {
+            position: PhysicalOffset(self.end),
+            previous_crc: self.previous_crc,
+            store_timestamp: self.store_timestamp,
+        }
+    }
+
+    /// Forgets the blocks of the segments up to and including this one: they are in sealed indexes.
+    pub fn forget_blocks(&mut self, sealed: SegmentBase) {
+        self.blocks.remove_through(sealed);
     }
 
     /// Pieces of memory that the tail has, of `chunk_bytes` each.

@@ -1,20 +1,27 @@
-//! The queue index: for every queue, where its messages are. Derived from the log, in memory.
+//! The queue index of the segments that are not sealed: for every queue, where its latest messages are; and their keys.
 //!
-//! A queue's entries are kept in *runs*: consecutive queue offsets within one segment of the log, 12 bytes each, so that
-//! a segment's part can later be sealed into a file, and dropped when the segment is deleted. Offsets between two runs
-//! are lost: their messages were in a block that was found damaged. Lost offsets take no memory and are never used again.
+//!   active   the segment that the log is writing: a *run* of 12-byte entries a queue, one key table for all
+//!   frozen   full segments whose index is being written to a file; shared with the thread that does it
+//!
+//! Older messages are found through the sealed indexes (`sealed`). Offsets between two runs are lost: their messages
+//! were in a block that was found damaged. Lost offsets take no memory and are never used again.
 //!
 //! Invariants
 //!   Q1  a queue's offsets only grow; an offset is given once
 //!   Q2  the runs of a queue are in order of offset and of position
+//!   Q3  a run lies in one segment; before an entry of another segment comes in, the active one is frozen
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, TagsCode};
 use rustc_hash::FxHashMap;
 use thiserror::Error;
 
-use crate::segment::{BlockIndex, SegmentBase};
+use crate::chunks::Chunks;
+use crate::key_table::{KeyHash, KeyTable, TopicHash};
+use crate::sealed::{ChainPoint, QueueKey, SealedQueue, SealedRun, SegmentIndex};
+use crate::segment::{BlockIndex, SegmentBase, SegmentBlocks};
 
 /// Number of a queue in a `QueueIndex`, dense. The number of a removed queue is not used again,
 /// so that whoever still holds it can never reach another queue.
@@ -54,34 +61,51 @@ pub(crate) struct Packed {
 
 const _: () = assert!(size_of::<Packed>() == 12);
 
-#[derive(Debug)]
-struct Run {
-    segment: SegmentBase,
-    base: u64,
-    entries: Vec<Packed>,
-}
-
-impl Run {
-    fn end(&self) -> u64 {
-        self.base + self.entries.len() as u64
-    }
-
-    fn entry(&self, index: usize) -> Entry {
-        let packed = self.entries[index];
-        Entry {
-            position: PhysicalOffset(self.segment.0 + u64::from(packed.relative_position)),
-            size: packed.size,
-            tags_code: TagsCode(packed.tags_code),
-        }
-    }
+/// What a checkpoint says of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueMark {
+    /// Offset of the first message that the queue ever had.
+    pub first: QueueOffset,
+    /// Where that message is, or was.
+    pub born: PhysicalOffset,
+    /// The offset that the next message gets.
+    pub next: QueueOffset,
 }
 
 #[derive(Debug, Default)]
+struct Run {
+    first: u64,
+    entries: Chunks<Packed>,
+}
+
+#[derive(Debug)]
+enum Earlier {
+    /// In the active segment, before offsets that are lost.
+    Active(Run),
+    Frozen {
+        segment: SegmentBase,
+        run: usize,
+    },
+}
+
+#[derive(Debug)]
 struct Queue {
-    runs: VecDeque<Run>,
+    key: QueueKey,
+    first: u64,
+    born: PhysicalOffset,
     /// The offset that the next message gets.
     next: u64,
+    /// In the active segment; may be empty.
+    run: Run,
+    earlier: Vec<Earlier>,
     in_use: bool,
+}
+
+impl Queue {
+    fn new(key: QueueKey) -> Self {
+        let (run, earlier) = (Run::default(), Vec::new());
+        Self { key, first: 0, born: PhysicalOffset(u64::MAX), next: 0, run, earlier, in_use: true }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -90,17 +114,41 @@ struct Topic {
     queues: Vec<(QueueId, QueueIx)>,
 }
 
+#[derive(Debug)]
+struct Frozen {
+    index: Arc<SegmentIndex>,
+    /// Queues that have a run in it.
+    queues: Vec<QueueIx>,
+}
+
 /// All queues of a shard.
 #[derive(Debug)]
 pub struct QueueIndex {
     segment_bytes: u64,
     topics: FxHashMap<Box<str>, Topic>,
     queues: Vec<Queue>,
+    active: Option<SegmentBase>,
+    /// Queues with a run in the active segment.
+    touched: Vec<QueueIx>,
+    /// Keys of the active segment's messages.
+    keys: KeyTable,
+    frozen: VecDeque<Frozen>,
 }
+
+/// A run, wherever it is: its segment, its first offset, its entries.
+type RunView<'a> = (SegmentBase, u64, &'a Chunks<Packed>);
 
 impl QueueIndex {
     pub fn new(segment_bytes: u64) -> Self {
-        Self { segment_bytes, topics: FxHashMap::default(), queues: Vec::new() }
+        Self {
+            segment_bytes,
+            topics: FxHashMap::default(),
+            queues: Vec::new(),
+            active: None,
+            touched: Vec::new(),
+            keys: KeyTable::new(),
+            frozen: VecDeque::new(),
+        }
     }
 
     /// The queue's number; the queue is made if it is new.
@@ -108,7 +156,7 @@ impl QueueIndex {
         if let Some(found) = self.find(topic, queue_id) {
             return found;
         }
-        self.queues.push(Queue { in_use: true, ..Queue::default() });
+        self.queues.push(Queue::new(QueueKey { topic: TopicHash::of(topic), queue_id }));
         let ix = QueueIx(u32::try_from(self.queues.len() - 1).expect("fewer than 2^32 queues"));
         if !self.topics.contains_key(topic) {
             self.topics.insert(topic.into(), Topic::default());
@@ -140,7 +188,8 @@ impl QueueIndex {
             .remove(topic)
             .map_or_else(Vec::new, |topic| topic.queues.iter().map(|(_, ix)| *ix).collect());
         for ix in &removed {
-            self.queues[ix.0 as usize] = Queue::default();
+            let queue = &mut self.queues[ix.0 as usize];
+            *queue = Queue { in_use: false, ..Queue::new(queue.key) };
         }
         removed
     }
@@ -154,21 +203,29 @@ impl QueueIndex {
 
     /// Adds a message that knows its offset, at recovery. The offsets that were skipped are lost, or, before the first
     /// message of the queue, were deleted with their segments.
+    ///
+    /// Panics if the active segment is another one: it has to be frozen first (Q3).
     pub fn push_at(&mut self, ix: QueueIx, offset: QueueOffset, entry: Entry) -> Result<(), OffsetUsed> {
         let segment = SegmentBase::of(entry.position, self.segment_bytes);
+        assert_eq!(*self.active.get_or_insert(segment), segment, "Q3");
         let queue = &mut self.queues[ix.0 as usize];
         assert!(queue.in_use, "{ix:?} is the number of a removed queue");
         if offset.0 < queue.next {
             return Err(OffsetUsed { offset, next: QueueOffset(queue.next) });
         }
-        let goes_on = queue.runs.back().is_some_and(|run| run.segment == segment && run.end() == offset.0);
-        if !goes_on {
-            queue.runs.push_back(Run { segment, base: offset.0, entries: Vec::new() });
+        if queue.run.entries.len() == 0 {
+            queue.run.first = offset.0;
+            self.touched.push(ix);
+            if queue.born.0 == u64::MAX {
+                (queue.first, queue.born) = (offset.0, entry.position);
+            }
+        } else if offset.0 > queue.next {
+            let before =
+                std::mem::replace(&mut queue.run, Run { first: offset.0, entries: Chunks::default() });
+            queue.earlier.push(Earlier::Active(before));
         }
-        let run = queue.runs.back_mut().expect("pushed above");
-        run.entries.push(Packed {
-            relative_position: u32::try_from(entry.position.0 - segment.0)
-                .expect("segments have at most 4 GiB"),
+        queue.run.entries.push(Packed {
+            relative_position: (entry.position.0 - segment.0) as u32, // segments have at most 4 GiB
             size: entry.size,
             tags_code: entry.tags_code.0,
         });
@@ -176,10 +233,42 @@ impl QueueIndex {
         Ok(())
     }
 
-    /// First offset that can be read; the next offset if there is none.
-    pub fn min(&self, ix: QueueIx) -> QueueOffset {
+    /// The hash of the queue's topic, as keys are seeded with it.
+    pub fn topic_hash(&self, ix: QueueIx) -> TopicHash {
+        self.queue_of(ix).key.topic
+    }
+
+    /// Notes a key of the message at `position`, in the active segment.
+    pub fn push_key(&mut self, key: KeyHash, position: PhysicalOffset) {
+        let base = self.active.expect("a key comes after its message");
+        self.keys.push(key, (position.0 - base.0) as u32); // segments have at most 4 GiB
+    }
+
+    /// Notes a message that is in a sealed index already: at recovery, where the log is read from before its end.
+    pub fn pass(&mut self, ix: QueueIx, offset: QueueOffset, position: PhysicalOffset) {
+        let queue = &mut self.queues[ix.0 as usize];
+        if queue.born.0 == u64::MAX {
+            (queue.first, queue.born) = (offset.0, position);
+        }
+        queue.next = queue.next.max(offset.0 + 1);
+    }
+
+    /// What a checkpoint has to say of a queue; `None` if it never had a message.
+    pub fn mark(&self, ix: QueueIx) -> Option<QueueMark> {
         let queue = self.queue_of(ix);
-        QueueOffset(queue.runs.front().map_or(queue.next, |run| run.base))
+        (queue.next > 0).then_some(QueueMark {
+            first: QueueOffset(queue.first),
+            born: queue.born,
+            next: QueueOffset(queue.next),
+        })
+    }
+
+    /// Takes over what a checkpoint said of a queue.
+    pub fn set_mark(&mut self, ix: QueueIx, mark: QueueMark) {
+        let queue = &mut self.queues[ix.0 as usize];
+        queue.first = mark.first.0;
+        queue.born = mark.born;
+        queue.next = queue.next.max(mark.next.0);
     }
 
     /// The offset that the next message gets.
@@ -187,79 +276,168 @@ impl QueueIndex {
         QueueOffset(self.queue_of(ix).next)
     }
 
-    /// Entries with offsets in `from..until`, in order. Lost offsets are left out.
+    /// How the sealed indexes know the queue, and the first offset that it ever had; `None` if it never had a message.
+    pub fn sealed_queue(&self, ix: QueueIx) -> Option<(SealedQueue, QueueOffset)> {
+        let queue = self.queue_of(ix);
+        let sealed = SealedQueue { key: queue.key, born: queue.born };
+        (queue.next > 0).then_some((sealed, QueueOffset(queue.first)))
+    }
+
+    /// First offset whose entry is in memory; the next offset if there is none.
+    pub fn memory_start(&self, ix: QueueIx) -> QueueOffset {
+        let first = self.runs(ix).map(|(_, first, _)| first).next();
+        QueueOffset(first.unwrap_or_else(|| self.queue_of(ix).next))
+    }
+
+    /// Entries in memory with offsets in `from..until`, in order. Lost offsets are left out.
     pub fn entries(
         &self,
         ix: QueueIx,
         from: QueueOffset,
         until: QueueOffset,
     ) -> impl Iterator<Item = (QueueOffset, Entry)> + '_ {
-        let runs = &self.queue_of(ix).runs;
-        let first = runs.partition_point(|run| run.end() <= from.0);
-        runs.range(first..).take_while(move |run| run.base < until.0).flat_map(move |run| {
-            let from = from.0.max(run.base) - run.base;
-            let until = until.0.min(run.end()).max(run.base) - run.base;
-            (from..until).map(move |index| (QueueOffset(run.base + index), run.entry(index as usize)))
+        self.runs(ix).flat_map(move |(segment, first, entries)| {
+            let end = first + entries.len() as u64;
+            let from = from.0.clamp(first, end) - first;
+            let until = until.0.clamp(first, end) - first;
+            (from..until).map(move |index| (QueueOffset(first + index), entry_of(segment, entries, index)))
         })
     }
 
-    /// The entry at an offset; `None` below the minimum, at or above the maximum, and for a lost message.
+    /// The entry in memory at an offset.
     pub fn entry(&self, ix: QueueIx, offset: QueueOffset) -> Option<Entry> {
         self.entries(ix, offset, QueueOffset(offset.0.checked_add(1)?)).next().map(|(_, entry)| entry)
     }
 
-    /// The offset for a store time, among the offsets below `until`.
-    ///
-    /// | case | Lower | Upper |
-    /// |---|---|---|
-    /// | exact matches | first of them | last of them |
-    /// | between two messages | the later one | the earlier one |
-    /// | after the last message | `until` | the last message |
-    /// | before the first | the minimum | the minimum |
-    /// | no message | 0 | 0 |
-    pub fn offset_by_time(
+    /// The first offset in memory and below `until` of a message stored at `time` or later, or only later.
+    pub fn first_at_time(
         &self,
         ix: QueueIx,
         until: QueueOffset,
         time: StoreTimestamp,
-        boundary: Boundary,
+        only_later: bool,
         blocks: &BlockIndex,
-    ) -> QueueOffset {
-        let runs = &self.queue_of(ix).runs;
-        if runs.front().is_none_or(|run| run.base >= until.0) {
-            return QueueOffset(0);
-        }
-        let min = runs[0].base;
-        // Messages that come before the one looked for: those stored before `time` (Lower), or not after it (Upper).
-        let is_before = |entry: Entry| {
-            let stored = blocks.store_timestamp(entry.position).unwrap_or(StoreTimestamp(i64::MIN));
-            match boundary {
-                Boundary::Lower => stored < time,
-                Boundary::Upper => stored <= time,
-            }
+    ) -> Option<QueueOffset> {
+        let is_before = |segment: SegmentBase, entries: &Chunks<Packed>, index: u64| {
+            let stored = blocks.store_timestamp(entry_of(segment, entries, index).position);
+            stored.is_none_or(|stored| if only_later { stored <= time } else { stored < time })
         };
-        let run_at = runs.partition_point(|run| run.base < until.0 && is_before(run.entry(0)));
-        let before = run_at.checked_sub(1).map(|at| {
-            let run = &runs[at];
-            let count = usize::try_from(until.0.min(run.end()) - run.base).expect("entries are in memory");
-            (run, partition(count, |index| is_before(run.entry(index))), count)
-        });
-        let offset = match (boundary, before) {
-            (_, None) => min,
-            (Boundary::Upper, Some((run, index, _))) => run.base + index as u64 - 1,
-            (Boundary::Lower, Some((run, index, count))) if index < count => run.base + index as u64,
-            (Boundary::Lower, Some(_)) => runs.get(run_at).map_or(until.0, |run| run.base.min(until.0)),
-        };
-        QueueOffset(offset)
+        self.runs(ix).find_map(|(segment, first, entries)| {
+            let count = (first + entries.len() as u64).min(until.0).saturating_sub(first);
+            let index = partition(count, |index| is_before(segment, entries, index));
+            (index < count).then_some(QueueOffset(first + index))
+        })
     }
 
-    /// Forgets the entries of the segments below `base`, which were deleted.
-    pub fn remove_below(&mut self, base: SegmentBase) {
-        for queue in &mut self.queues {
-            while queue.runs.front().is_some_and(|run| run.segment < base) {
-                queue.runs.pop_front();
+    /// The last offset in memory below `before`.
+    pub fn previous(&self, ix: QueueIx, before: QueueOffset) -> Option<QueueOffset> {
+        let last = |(_, first, entries): RunView<'_>| {
+            let end = (first + entries.len() as u64).min(before.0);
+            (end > first).then(|| QueueOffset(end - 1))
+        };
+        self.runs(ix).filter_map(last).last()
+    }
+
+    /// Positions below `below` of messages in memory that may have the key, newest first.
+    pub fn find_key(&self, key: KeyHash, below: PhysicalOffset) -> Vec<PhysicalOffset> {
+        let frozen = self.frozen.iter().map(|frozen| (frozen.index.base, &frozen.index.keys));
+        let tables = frozen.chain(self.active.map(|active| (active, &self.keys)));
+        let mut found: Vec<PhysicalOffset> = tables
+            .flat_map(|(base, keys)| keys.find(key).map(move |at| PhysicalOffset(base.0 + u64::from(at))))
+            .filter(|position| *position < below)
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        found
+    }
+
+    /// The active segment is full: its index is handed out, to be written to a file, and stays readable here until
+    /// `on_sealed`. `end` is the end of its last block, `replay_from` that of the log before the newest complete checkpoint.
+    pub fn freeze(
+        &mut self,
+        blocks: Arc<SegmentBlocks>,
+        end: ChainPoint,
+        replay_from: ChainPoint,
+    ) -> Arc<SegmentIndex> {
+        let base = blocks.base;
+        assert!(self.active.take().is_none_or(|active| active == base), "Q3");
+        let (mut runs, mut with_runs) = (Vec::new(), Vec::new());
+        for ix in std::mem::take(&mut self.touched) {
+            let queue = &mut self.queues[ix.0 as usize];
+            let key = queue.key;
+            let mut seal = |run: Run| {
+                runs.push(SealedRun { queue: key, first: QueueOffset(run.first), entries: run.entries });
+                Earlier::Frozen { segment: base, run: runs.len() - 1 }
+            };
+            for earlier in &mut queue.earlier {
+                if let Earlier::Active(run) = earlier {
+                    *earlier = seal(std::mem::take(run));
+                }
+            }
+            // A queue that was removed meanwhile has no run any more.
+            let run = std::mem::take(&mut queue.run);
+            if run.entries.len() > 0 {
+                queue.earlier.push(seal(run));
+                with_runs.push(ix);
             }
         }
+        let is_idle = |queue: &&Queue| {
+            let is_here =
+                |earlier: &Earlier| matches!(earlier, Earlier::Frozen { segment, .. } if *segment == base);
+            queue.in_use && queue.next > 0 && !queue.earlier.last().is_some_and(is_here)
+        };
+        let idle = self.queues.iter().filter(is_idle).map(|queue| (queue.key, QueueOffset(queue.next)));
+        let index = Arc::new(SegmentIndex {
+            base,
+            end,
+            replay_from,
+            first_timestamp: blocks.first_timestamp(),
+            idle: idle.collect(),
+            blocks,
+            runs,
+            keys: std::mem::take(&mut self.keys),
+        });
+        self.frozen.push_back(Frozen { index: index.clone(), queues: with_runs });
+        index
+    }
+
+    /// Segments that are frozen.
+    pub fn frozen_count(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// The oldest frozen segment is in a file now; its entries leave the memory.
+    pub fn on_sealed(&mut self, base: SegmentBase) {
+        let frozen = self.frozen.pop_front().expect("only a frozen segment is sealed");
+        assert_eq!(frozen.index.base, base, "segments are sealed in order");
+        let is_other =
+            |earlier: &Earlier| !matches!(earlier, Earlier::Frozen { segment, .. } if *segment == base);
+        for ix in frozen.queues {
+            let earlier = &mut self.queues[ix.0 as usize].earlier;
+            earlier.retain(is_other);
+            earlier.shrink_to_fit();
+        }
+    }
+
+    /// Bytes that the entries and keys of the active segment take.
+    pub fn memory_bytes(&self) -> usize {
+        let runs = self.touched.iter().map(|ix| self.queues[ix.0 as usize].run.entries.memory_bytes());
+        runs.sum::<usize>() + self.keys.memory_bytes() + self.queues.capacity() * size_of::<Queue>()
+    }
+
+    fn runs(&self, ix: QueueIx) -> impl Iterator<Item = RunView<'_>> {
+        let queue = self.queue_of(ix);
+        let active = self.active.unwrap_or_default();
+        let earlier = queue.earlier.iter().map(move |earlier| match earlier {
+            Earlier::Active(run) => (active, run.first, &run.entries),
+            Earlier::Frozen { segment, run } => {
+                let frozen = self.frozen.iter().find(|frozen| frozen.index.base == *segment);
+                let run = &frozen.expect("kept until it is sealed").index.runs[*run];
+                (*segment, run.first.0, &run.entries)
+            }
+        });
+        let last = (queue.run.entries.len() > 0).then_some((active, queue.run.first, &queue.run.entries));
+        earlier.chain(last)
     }
 
     fn queue_of(&self, ix: QueueIx) -> &Queue {
@@ -269,8 +447,17 @@ impl QueueIndex {
     }
 }
 
+fn entry_of(segment: SegmentBase, entries: &Chunks<Packed>, index: u64) -> Entry {
+    let packed = entries.get(index as usize); // entries are in memory
+    Entry {
+        position: PhysicalOffset(segment.0 + u64::from(packed.relative_position)),
+        size: packed.size,
+        tags_code: TagsCode(packed.tags_code),
+    }
+}
+
 /// The first index below `count` for which `is_before` is false; the trues come first.
-fn partition(count: usize, is_before: impl Fn(usize) -> bool) -> usize {
+fn partition(count: u64, is_before: impl Fn(u64) -> bool) -> u64 {
     let (mut low, mut high) = (0, count);
     while low < high {
         let middle = low + (high - low) / 2;

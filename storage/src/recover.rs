@@ -13,6 +13,7 @@
 //!   R4  what was visited is durable when `recover` returns
 
 use std::io;
+use std::sync::Arc;
 
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use thiserror::Error;
@@ -21,11 +22,12 @@ use self::reader::{Gap, Reader};
 use crate::block::{BLOCK_ALIGN, BLOCK_MAGIC, BlockHeader, candidates, round_up};
 use crate::config::LogConfig;
 use crate::record::{Record, RecordError, records};
-use crate::segment::{BlockIndex, BlockSpan, SegmentBase};
+use crate::sealed::ChainPoint;
+use crate::segment::{BlockIndex, BlockSpan, SegmentBase, SegmentBlocks};
 
 mod reader;
 
-/// The files of a log, to be read.
+/// The files of a log: its segments, to be read, and the indexes beside them.
 pub trait SegmentStore {
     /// Segments with the length of their files, by base.
     fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>>;
@@ -36,29 +38,63 @@ pub trait SegmentStore {
 
     /// Makes everything that was read from the segment durable.
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()>;
+
+    /// Indexes with the length of their files, by segment. Files that were not finished are removed.
+    fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>>;
+
+    /// One page of an index; an error also if the file ends before.
+    fn read_index(&mut self, segment: SegmentBase, page: u32, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Makes or replaces an index. It is there as a whole and durable when this returns, or as it was.
+    fn write_index(
+        &mut self,
+        segment: SegmentBase,
+        write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()>;
+}
+
+/// A segment to whose end the log has come.
+#[derive(Clone, Debug)]
+pub struct SegmentEnd {
+    /// End of its last block.
+    pub end: ChainPoint,
+    /// Its blocks; all of them unless the log was read from the middle of the segment.
+    pub blocks: Arc<SegmentBlocks>,
+}
+
+/// Is told what the log says, in order.
+pub trait Visitor<S> {
+    /// A record, once. `before`: the end of the log before the record's block.
+    fn record(&mut self, record: Record<'_>, before: ChainPoint);
+
+    /// All records of a segment were visited, and another one follows. True if its blocks need not stay in memory.
+    fn segment_ended(&mut self, ended: SegmentEnd, store: &mut S) -> io::Result<bool>;
+}
+
+/// For whoever wants the records alone.
+impl<S, F: FnMut(Record<'_>)> Visitor<S> for F {
+    fn record(&mut self, record: Record<'_>, _before: ChainPoint) {
+        self(record);
+    }
+
+    fn segment_ended(&mut self, _ended: SegmentEnd, _store: &mut S) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Where the log goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     /// End of the last block.
-    pub end: PhysicalOffset,
-    /// Checksum of the last block.
-    pub previous_crc: u32,
-    /// Store timestamp of the last block.
-    pub store_timestamp: StoreTimestamp,
+    pub end: ChainPoint,
+    /// The blocks that the visitor did not take over.
     pub blocks: BlockIndex,
 }
 
 impl Recovered {
     /// A log without blocks.
     pub fn empty(config: &LogConfig) -> Self {
-        Self {
-            end: PhysicalOffset(0),
-            previous_crc: 0,
-            store_timestamp: StoreTimestamp(0),
-            blocks: BlockIndex::new(config.segment_bytes),
-        }
+        Self { end: ChainPoint::default(), blocks: BlockIndex::new(config.segment_bytes) }
     }
 }
 
@@ -105,73 +141,72 @@ pub enum RecoverError {
     Read { segment: SegmentBase, offset: u64, source: io::Error },
     #[error("segment {segment} cannot be synced: {source}")]
     Sync { segment: SegmentBase, source: io::Error },
+    #[error("the index of segment {segment} cannot be written: {source}; the log itself was not touched")]
+    Index { segment: SegmentBase, source: io::Error },
 }
 
-/// Reads the log. `visit` is given every record once, in the order of the log. Memory is bounded by the largest block.
-pub fn recover(
-    store: &mut impl SegmentStore,
+/// Reads the log, from a point that an earlier reading of it came through, or from its beginning. Memory is bounded by the
+/// largest block, and the blocks that the visitor wants to be kept.
+pub fn recover<S: SegmentStore>(
+    store: &mut S,
     config: &LogConfig,
-    visit: &mut dyn FnMut(Record<'_>),
+    from: Option<ChainPoint>,
+    visitor: &mut dyn Visitor<S>,
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    let mut segments = list_segments(store, config)?;
+    if let Some(from) = from {
+        let first = SegmentBase::of(from.position, config.segment_bytes);
+        segments.retain(|(base, _)| *base >= first);
+    }
+    let mut walk = Walk::new(store, config, &segments, from);
+    walk.run(visitor)?;
+    let Walk { end, blocks, mut report, .. } = walk;
+    for (segment, _) in segments {
+        // R4: after a kill, what was read may not be on disk yet; nothing may depend on it before it is.
+        store.sync(segment).map_err(|source| RecoverError::Sync { segment, source })?;
+    }
+    report.end = end.position;
+    let store_timestamp = end.store_timestamp.max(StoreTimestamp(0));
+    Ok((Recovered { end: ChainPoint { store_timestamp, ..end }, blocks }, report))
+}
+
+/// Reads one segment by itself. Its end is where its last block ends that can be read.
+pub fn scan_segment<S: SegmentStore>(
+    store: &mut S,
+    config: &LogConfig,
+    base: SegmentBase,
+    visitor: &mut dyn Visitor<S>,
+) -> Result<(Recovered, RecoveryReport), RecoverError> {
+    let mut segments = list_segments(store, config)?;
+    segments.retain(|(segment, _)| *segment == base);
+    let mut walk = Walk::new(store, config, &segments, None);
+    walk.run(visitor)?;
+    let Walk { end, blocks, report, .. } = walk;
+    Ok((Recovered { end, blocks }, RecoveryReport { end: end.position, ..report }))
+}
+
+pub(crate) fn list_segments<S: SegmentStore>(
+    store: &mut S,
+    config: &LogConfig,
+) -> Result<Vec<(SegmentBase, u64)>, RecoverError> {
     let mut segments = store.segments().map_err(RecoverError::List)?;
     segments.retain(|(base, _)| base.0.is_multiple_of(config.segment_bytes));
     segments.sort_unstable();
     for (_, len) in &mut segments {
         *len = (*len).min(config.segment_bytes);
     }
-    let start = segments.first().map_or(0, |(base, _)| base.0);
-    let mut walk = Walk {
-        config,
-        end: start,
-        // The block before the oldest segment is gone with its segment; what it was cannot be asked.
-        previous_crc: (start == 0).then_some(0),
-        store_timestamp: StoreTimestamp(i64::MIN),
-        blocks: BlockIndex::new(config.segment_bytes),
-        report: RecoveryReport { segments: segments.len(), ..RecoveryReport::default() },
-        reader: Reader::new(store, &segments, config),
-    };
-    loop {
-        let unread = match walk.step()? {
-            Step::Block(header) => {
-                walk.accept(header, visit)?;
-                continue;
-            }
-            Step::None { unread } => unread,
-        };
-        match walk.search()? {
-            Search::GoesOnAt(header) => {
-                let bytes = header.position.0 - walk.end;
-                walk.report.damaged.push(Damage { position: PhysicalOffset(walk.end), bytes });
-                walk.accept(header, visit)?;
-            }
-            // R2: what could not be read might have been durable.
-            Search::End if unread.is_some() => return Err(unread.expect("just looked at").into()),
-            Search::End => break,
-        }
-    }
-    let Walk { end, previous_crc, store_timestamp, blocks, mut report, .. } = walk;
-    for (segment, _) in segments {
-        // R4: after a kill, what was read may not be on disk yet; nothing may depend on it before it is.
-        store.sync(segment).map_err(|source| RecoverError::Sync { segment, source })?;
-    }
-    report.end = PhysicalOffset(end);
-    let recovered = Recovered {
-        end: PhysicalOffset(end),
-        previous_crc: previous_crc.unwrap_or(0),
-        store_timestamp: store_timestamp.max(StoreTimestamp(0)),
-        blocks,
-    };
-    Ok((recovered, report))
+    Ok(segments)
 }
 
 struct Walk<'a, S> {
     config: &'a LogConfig,
     reader: Reader<'a, S>,
     /// End of the last block accepted.
-    end: u64,
-    /// Checksum of the last block accepted; `None` if the block before is not known.
-    previous_crc: Option<u32>,
-    store_timestamp: StoreTimestamp,
+    end: ChainPoint,
+    /// Whether `end` says what the checksum of the block before is.
+    is_chain_known: bool,
+    /// The segment of the last block accepted.
+    segment: Option<SegmentBase>,
     blocks: BlockIndex,
     report: RecoveryReport,
 }
@@ -190,14 +225,61 @@ enum Search {
     End,
 }
 
-impl<S: SegmentStore> Walk<'_, S> {
+impl<'a, S: SegmentStore> Walk<'a, S> {
+    fn new(
+        store: &'a mut S,
+        config: &'a LogConfig,
+        segments: &[(SegmentBase, u64)],
+        from: Option<ChainPoint>,
+    ) -> Self {
+        let start = segments.first().map_or(0, |(base, _)| base.0);
+        let unknown = ChainPoint {
+            position: PhysicalOffset(start),
+            previous_crc: 0,
+            store_timestamp: StoreTimestamp(i64::MIN),
+        };
+        Walk {
+            config,
+            end: from.unwrap_or(unknown),
+            // The block before the oldest segment is gone with its segment; what it was cannot be asked.
+            is_chain_known: start == 0 || from.is_some(),
+            segment: None,
+            blocks: BlockIndex::new(config.segment_bytes),
+            report: RecoveryReport { segments: segments.len(), ..RecoveryReport::default() },
+            reader: Reader::new(store, segments, config),
+        }
+    }
+
+    fn run(&mut self, visitor: &mut dyn Visitor<S>) -> Result<(), RecoverError> {
+        loop {
+            let unread = match self.step()? {
+                Step::Block(header) => {
+                    self.accept(header, visitor)?;
+                    continue;
+                }
+                Step::None { unread } => unread,
+            };
+            match self.search()? {
+                Search::GoesOnAt(header) => {
+                    let bytes = header.position.0 - self.end.position.0;
+                    self.report.damaged.push(Damage { position: self.end.position, bytes });
+                    self.accept(header, visitor)?;
+                }
+                // R2: what could not be read might have been durable.
+                Search::End if unread.is_some() => return Err(unread.expect("just looked at").into()),
+                Search::End => return Ok(()),
+            }
+        }
+    }
+
     /// Looks for the next block of the chain in the places that `block::place` can give.
     fn step(&mut self) -> Result<Step, RecoverError> {
         let mut unread = None;
-        let places = candidates(self.end, u64::from(self.config.sector_bytes), self.config.segment_bytes);
+        let places =
+            candidates(self.end.position.0, u64::from(self.config.sector_bytes), self.config.segment_bytes);
         for position in places {
             match self.block_at(position)? {
-                Ok(header) if self.previous_crc.is_none_or(|crc| crc == header.previous_crc) => {
+                Ok(header) if !self.is_chain_known || self.end.previous_crc == header.previous_crc => {
                     return Ok(Step::Block(header));
                 }
                 Ok(_) | Err(Gap::NotThere) => {}
@@ -213,21 +295,33 @@ impl<S: SegmentStore> Walk<'_, S> {
     fn block_at(&mut self, position: u64) -> Result<Result<BlockHeader, Gap>, RecoverError> {
         let found = self.reader.block(position)?.map(|block| block.header);
         Ok(match found {
-            Ok(header) if header.store_timestamp < self.store_timestamp => Err(Gap::NotThere),
+            Ok(header) if header.store_timestamp < self.end.store_timestamp => Err(Gap::NotThere),
             other => other,
         })
     }
 
-    fn accept(&mut self, header: BlockHeader, visit: &mut dyn FnMut(Record<'_>)) -> Result<(), RecoverError> {
+    fn accept(&mut self, header: BlockHeader, visitor: &mut dyn Visitor<S>) -> Result<(), RecoverError> {
+        let before = self.end;
+        let segment = SegmentBase::of(header.position, self.config.segment_bytes);
+        if let Some(ended) = self.segment.replace(segment).filter(|ended| *ended != segment) {
+            let blocks = self.blocks.segment(ended).expect("it has a block").clone();
+            let end = SegmentEnd { end: before, blocks };
+            let done = visitor.segment_ended(end, self.reader.store());
+            if done.map_err(|source| RecoverError::Index { segment: ended, source })? {
+                self.blocks.remove_through(ended);
+            }
+        }
         let len = u32::try_from(header.block_bytes()).expect("bounded by BLOCK_BYTES_LIMIT");
         self.blocks.push(BlockSpan { start: header.position, len }, header.store_timestamp);
-        self.end = header.end();
-        self.previous_crc = Some(header.crc);
-        self.store_timestamp = header.store_timestamp;
+        self.end = ChainPoint {
+            position: PhysicalOffset(header.end()),
+            previous_crc: header.crc,
+            store_timestamp: header.store_timestamp,
+        };
+        self.is_chain_known = true;
         self.report.blocks += 1;
         self.report.bytes += header.block_bytes();
         let Ok(block) = self.reader.block(header.position.0)? else {
-            let segment = SegmentBase::of(header.position, self.config.segment_bytes);
             let source =
                 io::Error::other("a block was there when it was first read, and not the second time");
             return Err(RecoverError::Read { segment, offset: header.position.0 - segment.0, source });
@@ -235,7 +329,7 @@ impl<S: SegmentStore> Walk<'_, S> {
         for record in records(&block) {
             match record {
                 Ok(record) => {
-                    visit(record);
+                    visitor.record(record, before);
                     self.report.records += 1;
                 }
                 Err(error) => self.report.unreadable_records.push(error),
@@ -250,7 +344,7 @@ impl<S: SegmentStore> Walk<'_, S> {
         let sector = u64::from(self.config.sector_bytes);
         let mut first = None;
         let (mut cut_bytes, mut cut_blocks) = (0, 0);
-        let mut at = round_up(self.end, BLOCK_ALIGN as u64);
+        let mut at = round_up(self.end.position.0, BLOCK_ALIGN as u64);
         while let Some((from, bytes)) = self.reader.stretch(at)? {
             let sector_end = (from - from % sector + sector).min(from + bytes.len() as u64);
             let bytes = &bytes[..(sector_end - from) as usize];
@@ -264,7 +358,7 @@ impl<S: SegmentStore> Walk<'_, S> {
                 let Ok(header) = self.block_at(start)? else { continue };
                 cut_blocks += 1;
                 let first = *first.get_or_insert(header);
-                if header.durable_at_seal() > self.end {
+                if header.durable_at_seal() > self.end.position.0 {
                     return Ok(Search::GoesOnAt(first));
                 }
             }

@@ -121,6 +121,23 @@ impl SegmentStore for Disk {
         self.syncs += 1;
         Ok(())
     }
+
+    // These tests are about the log alone; tests of indexes use `MemoryStore`.
+    fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
+        Ok(Vec::new())
+    }
+
+    fn read_index(&mut self, _: SegmentBase, _: u32, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn write_index(
+        &mut self,
+        _: SegmentBase,
+        _: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A record of the tests: a number, and filler that the number fixes.
@@ -141,7 +158,7 @@ pub(crate) struct Seen {
 pub(crate) fn recover_all(disk: &mut Disk, config: &LogConfig) -> (Recovered, RecoveryReport, Vec<Seen>) {
     let mut once = || {
         let mut seen = Vec::new();
-        let (recovered, report) = recover(disk, config, &mut |record| match record {
+        let (recovered, report) = recover(disk, config, None, &mut |record: Record<'_>| match record {
             Record::Metadata { position, store_timestamp, body, .. } => {
                 seen.push(Seen { position, store_timestamp, body: body.to_vec() });
             }

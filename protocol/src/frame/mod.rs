@@ -154,6 +154,8 @@ pub struct Frame<'a> {
     pub header: Header<'a>,
     /// Empty means "no body": the protocol cannot tell the two apart.
     pub body: &'a [u8],
+    /// The whole frame.
+    pub bytes: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
@@ -172,7 +174,7 @@ impl<'a> Frame<'a> {
             Codec::Json => json::decode_header(header)?,
             Codec::RocketMq => binary::decode_header(header)?,
         };
-        Ok(Self { header, body })
+        Ok(Self { header, body, bytes })
     }
 }
 

@@ -160,11 +160,12 @@ fn a_log_on_real_files_comes_back() {
         };
         let mut store = dir.store(1);
         let mut found = Vec::new();
-        let (recovered, report) = recover(&mut store, &config, &mut |record| match record {
-            Record::Metadata { body, .. } => found.push(body.to_vec()),
-            Record::Message { .. } => panic!("none was appended"),
-        })
-        .unwrap();
+        let (recovered, report) =
+            recover(&mut store, &config, None, &mut |record: Record<'_>| match record {
+                Record::Metadata { body, .. } => found.push(body.to_vec()),
+                Record::Message { .. } => panic!("none was appended"),
+            })
+            .unwrap();
         assert_eq!(found, expected);
         assert_eq!((report.damaged.len(), report.cut_bytes), (0, 0));
         let mut log = CommitLog::new(config, recovered);

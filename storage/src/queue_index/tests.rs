@@ -53,7 +53,7 @@ fn lost_offsets_are_left_out_and_never_given_again() {
     index.push_at(ix, QueueOffset(101), entry(100)).unwrap();
     // A damaged block took 102 to 1,000,000.
     index.push_at(ix, QueueOffset(1_000_001), entry(5000)).unwrap();
-    assert_eq!(index.min(ix), QueueOffset(100));
+    assert_eq!(index.memory_start(ix), QueueOffset(100));
     assert_eq!(index.max(ix), QueueOffset(1_000_002));
     let offsets: Vec<u64> =
         index.entries(ix, QueueOffset(0), QueueOffset(u64::MAX)).map(|(offset, _)| offset.0).collect();
@@ -66,88 +66,97 @@ fn lost_offsets_are_left_out_and_never_given_again() {
     assert_eq!(index.push(ix, entry(6000)), QueueOffset(1_000_002));
 }
 
-#[test]
-fn deleting_segments_moves_the_minimum() {
-    let mut index = QueueIndex::new(MIB);
-    let (busy, idle) = (index.queue("A", QueueId(0)), index.queue("A", QueueId(1)));
-    for at in 0..30 {
-        index.push(busy, entry(at * (MIB / 10)));
+/// An index with its blocks; a block a message, segments frozen as the log does it.
+struct Log {
+    index: QueueIndex,
+    blocks: BlockIndex,
+    position: u64,
+    frozen: Vec<SegmentBase>,
+}
+
+impl Log {
+    fn new() -> Self {
+        let (index, blocks) = (QueueIndex::new(MIB), BlockIndex::new(MIB));
+        Self { index, blocks, position: 0, frozen: Vec::new() }
     }
-    index.push(idle, entry(50));
-    index.remove_below(SegmentBase(2 * MIB));
-    let first = index.entries(busy, QueueOffset(0), QueueOffset(30)).next().unwrap();
-    assert_eq!(index.min(busy), first.0);
-    assert!(first.1.position.0 >= 2 * MIB);
-    assert_eq!(
-        (index.min(idle), index.max(idle)),
-        (QueueOffset(1), QueueOffset(1)),
-        "its only message is gone"
-    );
-    assert_eq!(index.push(idle, entry(3 * MIB)), QueueOffset(1));
+
+    /// Puts a message into a block of its own, `gap` bytes behind the last one.
+    fn push(&mut self, ix: QueueIx, offset: u64, gap: u64, time: i64) -> Entry {
+        let before = self.blocks.last().unwrap_or_default();
+        self.position += gap;
+        if self.position % MIB + 104 > MIB {
+            self.position = self.position.next_multiple_of(MIB); // blocks do not cross segments
+        }
+        let segment = SegmentBase::of(PhysicalOffset(self.position), MIB);
+        if let Some(blocks) = self.blocks.segment(before).filter(|_| segment != before) {
+            let end = ChainPoint { position: PhysicalOffset(before.0 + MIB), ..ChainPoint::default() };
+            self.index.freeze(blocks.clone(), end, ChainPoint::default());
+            self.frozen.push(before);
+        }
+        self.blocks.push(BlockSpan { start: PhysicalOffset(self.position), len: 104 }, StoreTimestamp(time));
+        let entry = entry(self.position + 48);
+        self.index.push_at(ix, QueueOffset(offset), entry).unwrap();
+        self.index.push_key(KeyHash(offset << 40), entry.position);
+        self.position += 104;
+        entry
+    }
+
+    /// The oldest frozen segment is sealed; gives where the memory begins now.
+    fn seal(&mut self) -> u64 {
+        if self.frozen.is_empty() {
+            return 0;
+        }
+        let base = self.frozen.remove(0);
+        self.index.on_sealed(base);
+        self.blocks.remove_through(base);
+        base.0 + MIB
+    }
 }
 
 #[test]
-fn times_find_offsets_as_rocketmq_has_it() {
-    let mut index = QueueIndex::new(MIB);
-    let mut blocks = BlockIndex::new(MIB);
-    let ix = index.queue("A", QueueId(0));
-    let search = |index: &QueueIndex, blocks: &BlockIndex, time, boundary| {
-        index.offset_by_time(ix, index.max(ix), StoreTimestamp(time), boundary, blocks).0
-    };
-    assert_eq!(search(&index, &blocks, 5, Boundary::Lower), 0, "empty");
-    assert_eq!(search(&index, &blocks, 5, Boundary::Upper), 0, "empty");
-    // Offsets 10 11 | 12 13 | 14, stored at 100, 200 and 300.
-    for (block, (time, count)) in [(100, 2), (200, 2), (300, 1)].into_iter().enumerate() {
-        let start = block as u64 * 4096;
-        blocks.push(BlockSpan { start: PhysicalOffset(start), len: 4096 }, StoreTimestamp(time));
-        for message in 0..count {
-            let offset = index.max(ix).0.max(10);
-            index.push_at(ix, QueueOffset(offset), entry(start + 48 + message * 100)).unwrap();
-        }
+fn a_full_segment_is_handed_out_and_stays_readable_until_it_is_sealed() {
+    let mut log = Log::new();
+    let (busy, idle) = (log.index.queue("A", QueueId(0)), log.index.queue("A", QueueId(1)));
+    log.push(idle, 0, 0, 1);
+    for offset in 0..25 {
+        log.push(busy, offset, MIB / 10, 1);
     }
-    for (time, lower, upper) in [
-        (99, 10, 10),  // before the first: the minimum
-        (100, 10, 11), // exact: the first, the last
-        (150, 12, 11), // between: the later, the earlier
-        (200, 12, 13),
-        (299, 14, 13),
-        (300, 14, 14),
-        (301, 15, 14), // after the last: the maximum, the last
-    ] {
-        assert_eq!(search(&index, &blocks, time, Boundary::Lower), lower, "lower {time}");
-        assert_eq!(search(&index, &blocks, time, Boundary::Upper), upper, "upper {time}");
-    }
-    let visible =
-        |time, boundary| index.offset_by_time(ix, QueueOffset(13), StoreTimestamp(time), boundary, &blocks).0;
-    assert_eq!(visible(1000, Boundary::Lower), 13, "what is not visible yet does not count");
-    assert_eq!(visible(1000, Boundary::Upper), 12);
-    assert_eq!(index.offset_by_time(ix, QueueOffset(10), StoreTimestamp(100), Boundary::Upper, &blocks).0, 0);
+    assert_eq!((log.frozen.len(), log.index.frozen_count()), (2, 2));
+    let all = |log: &Log, ix| log.index.entries(ix, QueueOffset(0), QueueOffset(100)).count();
+    assert_eq!((all(&log, busy), all(&log, idle)), (25, 1));
+    assert_eq!(log.index.find_key(KeyHash(3 << 40), PhysicalOffset(u64::MAX)).len(), 1);
+    let marks = (log.index.mark(busy).unwrap(), log.index.mark(idle).unwrap());
+    log.seal();
+    assert_eq!(log.index.memory_start(idle), QueueOffset(1), "its only message is in the file");
+    let start = log.index.memory_start(busy);
+    assert!((5..12).contains(&start.0));
+    assert_eq!(all(&log, busy) as u64, 25 - start.0);
+    assert_eq!(log.index.find_key(KeyHash(3 << 40), PhysicalOffset(u64::MAX)), []);
+    assert_eq!(marks, (log.index.mark(busy).unwrap(), log.index.mark(idle).unwrap()));
+    assert_eq!((marks.1.born, marks.1.next), (PhysicalOffset(48), QueueOffset(1)));
+}
+
+#[test]
+fn a_frozen_segment_knows_the_queues_that_were_idle() {
+    let mut log = Log::new();
+    let queues: Vec<QueueIx> = (0..4).map(|id| log.index.queue("A", QueueId(id))).collect();
+    log.push(queues[0], 7, 0, 1);
+    log.push(queues[1], 0, 0, 1);
+    log.index.remove_topic("B");
+    log.push(queues[1], 1, MIB, 1); // the first segment is frozen
+    log.push(queues[1], 5, 0, 1); // 2 to 4 are lost
+    let blocks = log.blocks.segment(SegmentBase(MIB)).unwrap().clone();
+    let frozen = log.index.freeze(blocks, ChainPoint::default(), ChainPoint::default());
+    let key = |id| QueueKey { topic: TopicHash::of("A"), queue_id: QueueId(id) };
+    assert_eq!(frozen.idle, [(key(0), QueueOffset(8))]);
+    let runs: Vec<(QueueKey, u64, usize)> =
+        frozen.runs.iter().map(|run| (run.queue, run.first.0, run.entries.len())).collect();
+    assert_eq!(runs, [(key(1), 1, 1), (key(1), 5, 1)]);
+    assert_eq!(log.index.entries(queues[1], QueueOffset(0), QueueOffset(9)).count(), 3);
 }
 
 /// Entries with their store times, by offset.
 type NaiveEntries = BTreeMap<u64, (Entry, i64)>;
-
-/// The obvious way to write the index.
-#[derive(Default)]
-struct Naive {
-    queues: BTreeMap<(u8, u32), (u64, NaiveEntries)>,
-}
-
-impl Naive {
-    fn offset_by_time(&self, key: (u8, u32), until: u64, time: i64, boundary: Boundary) -> u64 {
-        let Some((_, entries)) = self.queues.get(&key) else { return 0 };
-        let visible = || entries.range(..until);
-        let Some((min, _)) = visible().next() else { return 0 };
-        match boundary {
-            Boundary::Lower => {
-                visible().find(|(_, (_, stored))| *stored >= time).map_or(until, |(offset, _)| *offset)
-            }
-            Boundary::Upper => {
-                visible().rev().find(|(_, (_, stored))| *stored <= time).map_or(*min, |(offset, _)| *offset)
-            }
-        }
-    }
-}
 
 proptest! {
     #[test]
@@ -156,60 +165,56 @@ proptest! {
         probes in prop::collection::vec((0u8..3, 0u32..4, 0u64..60, 0u64..60, -1i64..300), 1..30),
     ) {
         const TOPICS: [&str; 3] = ["A", "B", "C"];
-        let (mut index, mut blocks, mut naive) = (QueueIndex::new(MIB), BlockIndex::new(MIB), Naive::default());
-        let (mut position, mut time) = (0u64, 0i64);
+        let mut log = Log::new();
+        let mut naive: BTreeMap<(u8, u32), (u64, NaiveEntries)> = BTreeMap::new();
+        let mut time = 0i64;
         for (action, topic, queue_id, gap, wait) in steps {
             match action {
                 0 => {
-                    index.remove_topic(TOPICS[topic as usize]);
-                    naive.queues.retain(|(name, _), _| *name != topic);
+                    log.index.remove_topic(TOPICS[topic as usize]);
+                    naive.retain(|(name, _), _| *name != topic);
                 }
                 1 => {
-                    let base = SegmentBase((position / MIB).saturating_sub(1) * MIB);
-                    index.remove_below(base);
-                    for (_, entries) in naive.queues.values_mut() {
-                        entries.retain(|_, (entry, _)| entry.position.0 >= base.0);
+                    let start = log.seal();
+                    for (_, entries) in naive.values_mut() {
+                        entries.retain(|_, (entry, _)| entry.position.0 >= start);
                     }
                 }
                 _ => {
-                    position += gap * 16;
-                    if position % MIB + 104 > MIB {
-                        position = position.next_multiple_of(MIB); // blocks do not cross segments
-                    }
                     time += wait;
-                    blocks.push(BlockSpan { start: PhysicalOffset(position), len: 104 }, StoreTimestamp(time));
-                    let entry = entry(position + 48);
-                    let ix = index.queue(TOPICS[topic as usize], QueueId(queue_id));
-                    let (next, entries) = naive.queues.entry((topic, queue_id)).or_default();
+                    let ix = log.index.queue(TOPICS[topic as usize], QueueId(queue_id));
+                    let (next, entries) = naive.entry((topic, queue_id)).or_default();
                     let lost = if action == 2 { gap % 3 } else { 0 };
-                    index.push_at(ix, QueueOffset(*next + lost), entry).unwrap();
+                    let entry = log.push(ix, *next + lost, gap * 16, time);
                     entries.insert(*next + lost, (entry, time));
                     *next += lost + 1;
-                    position += 104;
                 }
             }
         }
         for (topic, queue_id, from, len, time) in probes {
-            let Some(ix) = index.find(TOPICS[topic as usize], QueueId(queue_id)) else {
-                prop_assert!(!naive.queues.contains_key(&(topic, queue_id)));
+            let Some(ix) = log.index.find(TOPICS[topic as usize], QueueId(queue_id)) else {
+                prop_assert!(!naive.contains_key(&(topic, queue_id)));
                 continue;
             };
-            let (next, entries) = &naive.queues[&(topic, queue_id)];
-            prop_assert_eq!(index.max(ix).0, *next);
-            prop_assert_eq!(index.min(ix).0, entries.keys().next().copied().unwrap_or(*next));
-            let found: Vec<(u64, Entry)> = index
+            let (next, entries) = &naive[&(topic, queue_id)];
+            prop_assert_eq!(log.index.max(ix).0, *next);
+            prop_assert_eq!(log.index.memory_start(ix).0, entries.keys().next().copied().unwrap_or(*next));
+            let found: Vec<(u64, Entry)> = log.index
                 .entries(ix, QueueOffset(from), QueueOffset(from + len))
                 .map(|(offset, entry)| (offset.0, entry))
                 .collect();
             let expected: Vec<(u64, Entry)> =
                 entries.range(from..from + len).map(|(offset, (entry, _))| (*offset, *entry)).collect();
             prop_assert_eq!(found, expected);
-            for boundary in [Boundary::Lower, Boundary::Upper] {
-                for until in [*next, from.min(*next)] {
-                    let found = index.offset_by_time(ix, QueueOffset(until), StoreTimestamp(time), boundary, &blocks);
-                    let expected = naive.offset_by_time((topic, queue_id), until, time, boundary);
-                    prop_assert_eq!(found.0, expected, "{:?} {} until {}", boundary, time, until);
+            for until in [*next, from.min(*next)] {
+                for only_later in [false, true] {
+                    let is_before = |stored: i64| if only_later { stored <= time } else { stored < time };
+                    let found = log.index.first_at_time(ix, QueueOffset(until), StoreTimestamp(time), only_later, &log.blocks);
+                    let expected = entries.range(..until).find(|(_, (_, stored))| !is_before(*stored));
+                    prop_assert_eq!(found.map(|offset| offset.0), expected.map(|(offset, _)| *offset));
                 }
+                let previous = log.index.previous(ix, QueueOffset(until)).map(|offset| offset.0);
+                prop_assert_eq!(previous, entries.range(..until).next_back().map(|(offset, _)| *offset));
             }
         }
     }

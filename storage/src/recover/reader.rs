@@ -74,6 +74,10 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
         }
     }
 
+    pub(super) fn store(&mut self) -> &mut S {
+        self.store
+    }
+
     /// The block at a position, if there is a whole one.
     pub(super) fn block(&mut self, position: u64) -> Result<Result<Block<'_>, Gap>, RecoverError> {
         let identity = self.config.identity();
@@ -147,20 +151,30 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
             return Ok(false);
         }
         let start = position - position % SECTOR as u64;
-        let wanted = ((end - start) as usize).next_multiple_of(SECTOR).max(WINDOW_BYTES); // bounded by BLOCK_BYTES_LIMIT
-        if self.buffer.len() < wanted {
-            self.buffer = aligned_buffer(wanted);
-            self.buffer.resize(wanted, 0);
+        // What is in memory of it stays, so that the disk is asked for one part behind the other.
+        let window_end = self.window_start + self.window_bytes as u64;
+        let is_next = start >= self.window_start && start < window_end && self.unreadable.is_empty();
+        let kept = if is_next { (window_end - start) as usize } else { 0 };
+        let wanted = ((end - start) as usize - kept).next_multiple_of(SECTOR).max(WINDOW_BYTES); // bounded by BLOCK_BYTES_LIMIT
+        if kept > 0 {
+            let from = (start - self.window_start) as usize; // within the window
+            self.buffer.copy_within(from..from + kept, 0);
         }
-        let offset = start - segment.0;
+        if self.buffer.len() < kept + wanted {
+            let mut larger = aligned_buffer(kept + wanted);
+            larger.extend_from_slice(&self.buffer[..kept]);
+            larger.resize(kept + wanted, 0);
+            self.buffer = larger;
+        }
+        let offset = start + kept as u64 - segment.0;
         let left = usize::try_from(file_bytes - offset).unwrap_or(usize::MAX).next_multiple_of(SECTOR);
         self.window_start = start;
-        self.window_bytes = 0;
+        self.window_bytes = kept;
         self.unreadable.clear();
-        let buffer = &mut self.buffer[..wanted.min(left)];
-        self.window_bytes = match self.store.read_at(segment, offset, buffer) {
+        let buffer = &mut self.buffer[kept..kept + wanted.min(left)];
+        self.window_bytes += match self.store.read_at(segment, offset, buffer) {
             Ok(count) => count,
-            Err(_) => self.load_by_sector(segment, offset, wanted.min(left))?,
+            Err(_) => self.load_by_sector(segment, offset, kept, wanted.min(left))?,
         };
         Ok(end <= start + self.window_bytes as u64)
     }
@@ -169,11 +183,12 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
         &mut self,
         segment: SegmentBase,
         offset: u64,
+        at: usize,
         len: usize,
     ) -> Result<usize, RecoverError> {
         let mut done = 0;
         while done < len {
-            let sector = &mut self.buffer[done..done + SECTOR];
+            let sector = &mut self.buffer[at + done..at + done + SECTOR];
             match self.store.read_at(segment, offset + done as u64, sector) {
                 Ok(SECTOR) => {}
                 Ok(count) => return Ok(done + count),

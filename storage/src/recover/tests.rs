@@ -94,7 +94,7 @@ fn a_recovery_that_is_interrupted_is_repeated() {
 #[test]
 fn damage_in_the_middle_is_reported_and_costs_one_block() {
     let mut quick = filled(20, 200);
-    let position = quick.log.block_containing(PhysicalOffset(10 * 264)).unwrap();
+    let position = quick.log.blocks().containing(PhysicalOffset(10 * 264)).unwrap();
     flip(&mut quick, position.start.0 + 100);
     let (mut quick, report, seen) = quick.reopen();
     assert_eq!(seen.len(), 19);
@@ -109,7 +109,7 @@ fn damage_in_the_middle_is_reported_and_costs_one_block() {
 #[test]
 fn a_damaged_last_block_is_taken_for_a_torn_one_and_said_so() {
     let mut quick = filled(5, 200);
-    let last = quick.log.block_containing(PhysicalOffset(quick.log.end().0 - 8)).unwrap();
+    let last = quick.log.blocks().containing(PhysicalOffset(quick.log.end().0 - 8)).unwrap();
     flip(&mut quick, last.start.0 + 60);
     let (_, report, seen) = quick.reopen();
     assert_eq!(ids(&seen), [0, 1, 2, 3]);
@@ -149,7 +149,7 @@ fn a_file_that_was_cut_short_is_damage() {
 #[test]
 fn a_sector_that_cannot_be_read_costs_its_block() {
     let mut quick = filled(50, 5000);
-    let span = quick.log.block_containing(PhysicalOffset(100_000)).unwrap();
+    let span = quick.log.blocks().containing(PhysicalOffset(100_000)).unwrap();
     quick.disk.unreadable.push(100_000);
     let (mut quick, report, seen) = quick.reopen();
     assert!((46..50).contains(&seen.len()), "{}", seen.len());
@@ -168,7 +168,7 @@ fn nothing_is_cut_at_a_sector_that_cannot_be_read() {
     let mut quick = filled(5, 200);
     quick.disk.unreadable.push(quick.log.end().0 - 1);
     let config = small_config();
-    let error = recover(&mut quick.disk, &config, &mut |_| {}).unwrap_err();
+    let error = recover(&mut quick.disk, &config, None, &mut |_: Record<'_>| {}).unwrap_err();
     assert!(matches!(error, RecoverError::Read { segment: SegmentBase(0), offset: 0, .. }), "{error}");
     quick.disk.unreadable.clear();
     assert_eq!(quick.reopen().2.len(), 5);
@@ -179,7 +179,7 @@ fn blocks_of_another_log_are_not_ours() {
     let mut quick = filled(5, 200);
     for config in [LogConfig { shard: 9, ..small_config() }, LogConfig { log_id: 9, ..small_config() }] {
         let (recovered, report, seen) = recover_all(&mut quick.disk, &config);
-        assert_eq!((recovered.end, seen.len(), report.blocks), (PhysicalOffset(0), 0, 0));
+        assert_eq!((recovered.end.position, seen.len(), report.blocks), (PhysicalOffset(0), 0, 0));
     }
 }
 
@@ -258,7 +258,7 @@ mod fixture {
         append_message(&mut quick, "orders", &[b'x'; 5000], 1_700_000_000_005, 2);
         quick.flush();
         let Quick { mut disk, .. } = quick;
-        let (recovered, _) = recover(&mut disk, &config(), &mut |_| {}).unwrap();
+        let (recovered, _) = recover(&mut disk, &config(), None, &mut |_: Record<'_>| {}).unwrap();
         let mut quick = Quick { log: CommitLog::new(config(), recovered), disk };
         append_message(&mut quick, "orders", b"after a restart", 1_600_000_000_000, 3);
         quick.flush();
@@ -272,7 +272,7 @@ mod fixture {
         let mut disk = Disk::default();
         disk.segments.insert(0, bytes.to_vec());
         let mut text = String::new();
-        let (recovered, report) = recover(&mut disk, &config(), &mut |record| {
+        let (recovered, report) = recover(&mut disk, &config(), None, &mut |record: Record<'_>| {
             text += &match record {
                 Record::Message { position, message } => format!(
                     "{position} message {} queue {} offset {} stored {} body {} bytes crc {}\n",
@@ -292,7 +292,10 @@ mod fixture {
             };
         })
         .unwrap();
-        text += &format!("end {} previous crc {:#010x}\n{report:?}\n", recovered.end, recovered.previous_crc);
+        text += &format!(
+            "end {} previous crc {:#010x}\n{report:?}\n",
+            recovered.end.position, recovered.end.previous_crc
+        );
         text
     }
 

@@ -33,30 +33,19 @@ fn a_position_finds_its_block() {
     assert_eq!(containing(u64::MAX), None);
     assert_eq!(index.store_timestamp(PhysicalOffset(5000)), Some(StoreTimestamp(12)));
     assert_eq!(index.store_timestamp(PhysicalOffset(400)), None);
-    assert_eq!(index.first(), Some(span(0, 256)));
+    assert_eq!(index.first(), Some(SegmentBase(0)));
     assert_eq!(index.len(), 5);
 }
 
 #[test]
-fn verified_is_remembered_block_by_block() {
-    let mut index = BlockIndex::new(MIB);
-    for block in 0..200 {
-        index.push(span(block * 64, 64), StoreTimestamp(0));
-    }
-    for block in [0, 63, 64, 199] {
-        index.set_verified(span(block * 64, 64));
-    }
-    let verified: Vec<u64> = (0..200).filter(|block| index.verified(span(block * 64, 64))).collect();
-    assert_eq!(verified, [0, 63, 64, 199]);
-}
-
-#[test]
-fn deleted_segments_are_forgotten() {
+fn sealed_segments_are_forgotten() {
     let mut index = index();
-    index.remove_below(SegmentBase(3 * MIB));
-    assert_eq!(index.segments().collect::<Vec<_>>(), [SegmentBase(3 * MIB)]);
+    let sealed = index.segment(SegmentBase(MIB)).unwrap().clone();
+    assert_eq!((sealed.base(), sealed.first_timestamp()), (SegmentBase(MIB), StoreTimestamp(12)));
+    index.remove_through(SegmentBase(MIB));
+    assert_eq!((index.first(), index.last()), (Some(SegmentBase(3 * MIB)), Some(SegmentBase(3 * MIB))));
     assert_eq!(index.containing(PhysicalOffset(0)), None);
-    assert_eq!(index.first(), Some(span(3 * MIB + 8, 96)));
+    assert_eq!(index.containing(PhysicalOffset(3 * MIB + 8)), Some(span(3 * MIB + 8, 96)));
 }
 
 #[test]
@@ -68,24 +57,4 @@ fn file_names_are_positions_of_twenty_digits() {
     {
         assert_eq!(SegmentBase::from_file_name(other), None, "{other}");
     }
-}
-
-#[test]
-fn a_stretch_is_whole_blocks_of_one_segment_below_the_end() {
-    let mut index = BlockIndex::new(MIB);
-    // Two blocks without a gap, one after a gap, and one in the next segment.
-    for (start, len) in [(0, 104), (104, 200), (4096, 96), (MIB, 64)] {
-        index.push(span(start, len), StoreTimestamp(0));
-    }
-    let all = PhysicalOffset(2 * MIB);
-    let stretch = |position, bytes_max, end| index.stretch(PhysicalOffset(position), bytes_max, end);
-    assert_eq!(stretch(50, 1 << 20, all), Some(span(0, 4192)));
-    assert_eq!(stretch(50, 4191, all), Some(span(0, 304)));
-    assert_eq!(stretch(50, 10, all), Some(span(0, 104)), "at least one block");
-    assert_eq!(stretch(110, 1 << 20, PhysicalOffset(4096)), Some(span(104, 200)));
-    assert_eq!(stretch(MIB, 1 << 20, all), Some(span(MIB, 64)));
-    assert_eq!(stretch(1000, 1 << 20, all), None, "between blocks");
-    let blocks = |stretch| index.blocks_of(stretch).collect::<Vec<_>>();
-    assert_eq!(blocks(span(0, 4192)), [span(0, 104), span(104, 200), span(4096, 96)]);
-    assert_eq!(blocks(span(104, 200)), [span(104, 200)]);
 }

@@ -1,0 +1,196 @@
+//! Files of full segments: their indexes are written here, and the oldest segments go when they are due.
+//!
+//!   shard ──Seal, Rebuild, Released, Kept──▶ one worker a shard, in order ──Sealed, Rebuilt, Release──▶ shard
+//!
+//! H1  A segment goes only after its shard has said `Released`, and its index goes before it.
+//! H2  What cannot be written is tried again until it can be; the shard keeps it in memory until then.
+
+use super::{RETRY, ShardLink, log};
+use crate::driver::ToShard;
+use ringmq_protocol::types::StoreTimestamp;
+use ringmq_storage::{
+    ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex,
+    rebuild_index, remove_segment, seal,
+};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::spawn_blocking;
+
+/// How often the age of segments is looked at.
+const RETENTION_CHECK: Duration = Duration::from_secs(10);
+
+/// How long messages are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// A segment is due when its last message is older.
+    pub age: Duration,
+    /// The oldest segment is due while the shard's files take more.
+    pub bytes: Option<u64>,
+    /// Also what an online group has still to consume goes when it is due.
+    pub forced: bool,
+}
+
+/// What there is to do for a shard, in order.
+pub(super) enum Job {
+    Seal(Arc<SegmentIndex>),
+    Rebuild { segment: SegmentBase, replay_from: ChainPoint },
+    Released(SegmentBase),
+    Kept { segment: SegmentBase, reason: String },
+}
+
+/// A sealed segment.
+#[derive(Clone, Copy, Debug)]
+struct Sealed {
+    base: SegmentBase,
+    last_timestamp: StoreTimestamp,
+    index_bytes: u64,
+}
+
+impl Sealed {
+    fn of(header: &IndexHeader) -> Self {
+        Sealed { base: header.base, last_timestamp: header.last_timestamp, index_bytes: header.file_bytes() }
+    }
+}
+
+/// Works for one shard until its jobs end.
+pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: UnboundedReceiver<Job>) {
+    let shard = &shards[index];
+    let mut keeper =
+        Keeper { shard, sealed: shard.sealed.iter().map(Sealed::of).collect(), asked: None, told_of: None };
+    let mut check = tokio::time::interval(RETENTION_CHECK);
+    loop {
+        tokio::select! {
+            job = jobs.recv() => match job {
+                Some(job) => keeper.work(job).await,
+                None => return,
+            },
+            _ = check.tick() => {}
+        }
+        keeper.ask_for_release();
+    }
+}
+
+struct Keeper<'a> {
+    shard: &'a ShardLink,
+    /// Oldest first.
+    sealed: VecDeque<Sealed>,
+    /// The segment that the shard was asked to release.
+    asked: Option<SegmentBase>,
+    /// The segment that was last said to be kept though it is due.
+    told_of: Option<SegmentBase>,
+}
+
+impl Keeper<'_> {
+    async fn work(&mut self, job: Job) {
+        match job {
+            Job::Seal(index) => self.seal(index).await,
+            Job::Rebuild { segment, replay_from } => self.rebuild(segment, replay_from).await,
+            Job::Released(segment) => self.remove(segment).await,
+            Job::Kept { segment, reason } => {
+                self.asked = None;
+                if self.told_of.replace(segment) != Some(segment) {
+                    log(
+                        false,
+                        &format!("{}: segment {segment} is due and kept: {reason}", self.shard.broker_name),
+                    );
+                }
+            }
+        }
+    }
+
+    async fn seal(&mut self, index: Arc<SegmentIndex>) {
+        loop {
+            let (index, log_config, mut store) = (index.clone(), self.log_config(), self.store());
+            let done = spawn_blocking(move || seal(&mut store, &log_config, &index)).await;
+            match done.map_err(io::Error::other).and_then(|done| done) {
+                Ok(header) => {
+                    self.sealed.push_back(Sealed::of(&header));
+                    return self.shard.tell(ToShard::Sealed(Box::new(header)));
+                }
+                Err(error) => {
+                    let name = &self.shard.broker_name;
+                    log(
+                        true,
+                        &format!("{name}: the index of a segment cannot be written, will try again: {error}"),
+                    );
+                    self.shard.tell(ToShard::SealFailed { reason: error.to_string() });
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn rebuild(&mut self, segment: SegmentBase, replay_from: ChainPoint) {
+        let (log_config, mut store) = (self.log_config(), self.store());
+        let done = spawn_blocking(move || rebuild_index(&mut store, &log_config, segment, replay_from)).await;
+        let rebuilt: Result<(IndexHeader, Vec<Damage>), RecoverError> =
+            done.map_err(|error| RecoverError::List(io::Error::other(error))).and_then(|done| done);
+        let name = &self.shard.broker_name;
+        let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
+            for damage in damaged {
+                log(
+                    true,
+                    &format!("{name}: {} bytes of the log at {} are damaged", damage.bytes, damage.position),
+                );
+            }
+            log(false, &format!("{name}: the index of segment {segment} was written anew"));
+            Box::new(header)
+        });
+        self.shard.tell(ToShard::Rebuilt { segment, result });
+    }
+
+    async fn remove(&mut self, segment: SegmentBase) {
+        let directory = self.shard.directory.clone();
+        let done = spawn_blocking(move || remove_segment(&directory, segment)).await;
+        let name = &self.shard.broker_name;
+        match done.map_err(io::Error::other).and_then(|done| done) {
+            Ok(()) => {
+                log(false, &format!("{name}: segment {segment} was deleted: {}", self.shard.retention.why()))
+            }
+            // Not in the way of anything; the next start finds it and treats it as the oldest segment.
+            Err(error) => log(true, &format!("{name}: segment {segment} cannot be deleted: {error}")),
+        }
+        self.asked = None;
+        self.sealed.retain(|sealed| sealed.base != segment);
+    }
+
+    fn ask_for_release(&mut self) {
+        let Some(oldest) = self.sealed.front().filter(|_| self.asked.is_none()) else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let stored = Duration::from_millis(u64::try_from(oldest.last_timestamp.0).unwrap_or(0));
+        let retention = self.shard.retention;
+        if now.saturating_sub(stored) > retention.age
+            || retention.bytes.is_some_and(|bytes| self.bytes() > bytes)
+        {
+            self.asked = Some(oldest.base);
+            self.shard.tell(ToShard::Release { segment: oldest.base, forced: retention.forced });
+        }
+    }
+
+    /// Bytes of all files, the segment being written included.
+    fn bytes(&self) -> u64 {
+        let indexes: u64 = self.sealed.iter().map(|sealed| sealed.index_bytes).sum();
+        (self.sealed.len() as u64 + 1) * self.shard.log.segment_bytes + indexes
+    }
+
+    fn log_config(&self) -> LogConfig {
+        self.shard.log.clone()
+    }
+
+    fn store(&self) -> FsStore {
+        FsStore::new(self.shard.directory.clone())
+    }
+}
+
+impl Retention {
+    fn why(&self) -> String {
+        let hours = self.age.as_secs_f64() / 3600.0;
+        let bytes =
+            self.bytes.map_or(String::new(), |bytes| format!(", or all files take more than {bytes} bytes"));
+        format!("its last message is older than {hours:.1} hours{bytes}")
+    }
+}

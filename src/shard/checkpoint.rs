@@ -1,0 +1,164 @@
+//! Checkpoints: all of the small state, written into the log near the end of each segment (docs/storage.md).
+//!
+//!   begin → topics, groups, offsets, queues: a piece a turn, messages in between → end
+//!
+//! K1  Whoever reads the log from the begin of a complete checkpoint on knows the whole state, without anything before.
+//! K2  What a piece says is what holds at that moment; what changes later has its own record behind it.
+//! K3  Segments from the begin of the newest complete checkpoint on are needed at the next start, and kept.
+
+use super::limits::CHECKPOINT_TURN_BYTES;
+use super::offsets::Commit;
+use super::records::{self, kind};
+use super::{Refusal, Shard};
+use ringmq_protocol::body::Body;
+use ringmq_storage::{ChainPoint, SegmentBase};
+use std::collections::VecDeque;
+
+/// One piece of the state.
+#[derive(Debug)]
+enum Piece {
+    Topic(Box<str>),
+    Group(Box<str>),
+    /// Offsets of a group for a topic.
+    Offsets(Box<str>, Box<str>),
+    /// Queues of a topic.
+    Queues(Box<str>),
+}
+
+#[derive(Debug)]
+struct Running {
+    begin: ChainPoint,
+    pieces: VecDeque<Piece>,
+    bytes: u64,
+}
+
+/// Which checkpoints the log has.
+#[derive(Debug, Default)]
+pub(super) struct Checkpoints {
+    /// End of the log before the newest complete one, or the beginning of the log.
+    pub(super) replay_from: ChainPoint,
+    /// Where the newest one began, complete or not.
+    last_begin: Option<u64>,
+    last_bytes: u64,
+    running: Option<Running>,
+}
+
+impl Checkpoints {
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// At recovery: the log has a checkpoint's begin after `before`.
+    pub(super) fn on_begin(&mut self, before: ChainPoint) {
+        self.last_begin = Some(before.position.0);
+        self.running = Some(Running { begin: before, pieces: VecDeque::new(), bytes: 0 });
+    }
+
+    /// At recovery: the end of the checkpoint that began last.
+    pub(super) fn on_end(&mut self, end: u64) {
+        if let Some(running) = self.running.take() {
+            self.last_bytes = end.saturating_sub(running.begin.position.0);
+            self.replay_from = running.begin;
+        }
+    }
+
+    /// At recovery: the log is at its end. A checkpoint that was not finished will never be.
+    pub(super) fn on_recovered(&mut self) {
+        self.running = None;
+    }
+
+    /// True if it is time for one, with the log at `end`.
+    fn is_due(&self, end: u64, segment_bytes: u64) -> bool {
+        let Some(begin) = self.last_begin else { return end % segment_bytes >= segment_bytes / 16 * 15 };
+        let segments = end / segment_bytes - begin / segment_bytes;
+        let is_late = segments >= 2 || (segments == 1 && end % segment_bytes >= segment_bytes / 16 * 15);
+        is_late && end - begin >= 8 * self.last_bytes
+    }
+}
+
+impl Shard {
+    /// Once a turn: begins a checkpoint if it is time, and writes some of the one that is under way.
+    pub(super) fn write_checkpoint(&mut self) {
+        if self.checkpoints.running.is_none() {
+            if !self.checkpoints.is_due(self.log.end().0, self.log.config().segment_bytes) {
+                return;
+            }
+            // What the log does not take now it may take in the next turn.
+            if self.begin_checkpoint().is_err() {
+                return;
+            }
+        }
+        let mut running = self.checkpoints.running.take().expect("begun above");
+        let until = running.bytes + CHECKPOINT_TURN_BYTES;
+        while running.bytes < until {
+            let Some(piece) = running.pieces.front() else {
+                match self.append_record(kind::CHECKPOINT_END, &[]) {
+                    Ok(_) => {
+                        let checkpoints = &mut self.checkpoints;
+                        (checkpoints.replay_from, checkpoints.last_bytes) = (running.begin, running.bytes);
+                        return;
+                    }
+                    Err(_) => break,
+                }
+            };
+            match self.write_piece(piece) {
+                Ok(bytes) => running.bytes += bytes,
+                Err(_) => break,
+            }
+            running.pieces.pop_front();
+        }
+        self.checkpoints.running = Some(running);
+    }
+
+    fn begin_checkpoint(&mut self) -> Result<(), Refusal> {
+        self.append_record(kind::CHECKPOINT_BEGIN, &[])?;
+        let begin = self.log.sealed_end();
+        self.checkpoints.last_begin = Some(begin.position.0);
+        let mut pieces = VecDeque::new();
+        let topics = self.topics.sorted();
+        let name = |name: &str| -> Box<str> { name.into() };
+        pieces.extend(
+            topics.iter().filter(|t| t.is_recorded).map(|t| Piece::Topic(name(&t.config.topic_name))),
+        );
+        pieces.extend(self.groups.configs.keys().map(|group| Piece::Group(name(group))));
+        pieces.extend(self.offsets.pairs().into_iter().map(|(g, t)| Piece::Offsets(name(g), name(t))));
+        pieces.extend(topics.iter().map(|t| Piece::Queues(name(&t.config.topic_name))));
+        self.checkpoints.running = Some(Running { begin, pieces, bytes: 0 });
+        Ok(())
+    }
+
+    /// Writes what is left of a piece by now; gives the bytes.
+    fn write_piece(&mut self, piece: &Piece) -> Result<u64, Refusal> {
+        let (kind, bodies) = match piece {
+            Piece::Topic(topic) => (
+                kind::TOPIC,
+                self.topics.get(topic).map(|topic| topic.config.to_json()).into_iter().collect(),
+            ),
+            Piece::Group(group) => (
+                kind::GROUP,
+                self.groups.configs.get(&**group).map(|config| config.to_json()).into_iter().collect(),
+            ),
+            Piece::Offsets(group, topic) => {
+                let commits = self.offsets.queues(group, topic);
+                let commits = commits.map(|(queue_id, offset)| Commit { group, topic, queue_id, offset });
+                (kind::OFFSETS, records::encode_commits(commits))
+            }
+            Piece::Queues(topic) => {
+                let queues = self.index.queues_of(topic);
+                let marks = queues.filter_map(|(id, queue)| Some((id, self.index.mark(queue)?)));
+                (kind::QUEUES, records::encode_marks(topic, marks))
+            }
+        };
+        let mut bytes = 0;
+        for body in bodies {
+            self.append_record(kind, &body)?;
+            bytes += body.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// K3: the oldest segment that the next start needs.
+    pub(super) fn oldest_needed(&self) -> SegmentBase {
+        SegmentBase::of(self.checkpoints.replay_from.position, self.log.config().segment_bytes)
+    }
+}

@@ -1,0 +1,76 @@
+//! Whether the oldest segment of the log may go. That it is due is decided by the housekeeping thread, from its age and
+//! the room that there is; here is what stands against it.
+//!
+//!   on_release → may it go? → forgotten → the last read of it has ended → released
+//!
+//! R1  What a start needs stays: segments that are not sealed, and those from the newest complete checkpoint on.
+//! R2  What an online group has still to consume stays, unless retention is forced.
+//! R3  A segment is released when nothing here will ever read its files again.
+
+use super::effects::{Effects, News};
+use super::lookups::Waiter;
+use super::{Shard, cold};
+use ringmq_protocol::body::MessageModel;
+use ringmq_protocol::types::QueueId;
+use ringmq_storage::{Missing, SegmentBase};
+
+impl Shard {
+    /// The housekeeping thread wants the oldest segment to go.
+    pub fn on_release(&mut self, segment: SegmentBase, forced: bool, fx: &mut Effects) {
+        let reason = match self.reason_to_keep(segment, forced) {
+            Ok(None) => {
+                self.sealed.remove_below(SegmentBase(segment.0 + self.log.config().segment_bytes));
+                self.releases += 1;
+                self.releasing.push(segment);
+                return;
+            }
+            Ok(Some(reason)) => reason,
+            Err(missing) => return self.wait_for(missing, Waiter::Release { segment, forced }, fx),
+        };
+        fx.news.push(News::Kept { segment, reason });
+    }
+
+    fn reason_to_keep(&mut self, segment: SegmentBase, forced: bool) -> Result<Option<String>, Missing> {
+        let oldest = self.sealed.headers().next().filter(|header| header.base == segment);
+        let Some(end) = oldest.map(|header| header.end.position) else {
+            return Ok(Some("it is not the oldest sealed segment".to_owned()));
+        };
+        if segment >= self.oldest_needed() {
+            return Ok(Some("the newest complete checkpoint is not behind it".to_owned()));
+        }
+        if forced {
+            return Ok(None);
+        }
+        let mut missing = Missing::default();
+        for (group, topic) in self.groups.online_subscriptions(MessageModel::Clustering) {
+            let Some(config) = self.topics.get(&topic) else { continue };
+            for queue_id in (0..config.queue_count()).map(QueueId) {
+                let Some(queue) = self.known_queue(&topic, queue_id) else { continue };
+                let Some((sealed_queue, first)) = self.index.sealed_queue(queue) else { continue };
+                let next = self.offsets.get(&group, &topic, queue_id).unwrap_or(first);
+                match self.sealed.entries(sealed_queue, next, 1) {
+                    Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
+                        return Ok(Some(format!(
+                            "group {group} is online and has still to consume queue {queue_id} of topic {topic} from offset {next}"
+                        )));
+                    }
+                    Ok(_) => {}
+                    Err(more) => missing.0.extend(more.0),
+                }
+            }
+        }
+        if missing.0.is_empty() { Ok(None) } else { Err(missing) }
+    }
+
+    /// Once a turn: segments whose last read has ended are handed over.
+    pub(super) fn release_segments(&mut self, fx: &mut Effects) {
+        let (cold, lookups): (&cold::ColdReads, _) = (&self.cold, &self.lookups);
+        self.releasing.retain(|segment| {
+            let is_read = cold.is_reading(*segment) || lookups.is_reading(*segment);
+            if !is_read {
+                fx.news.push(News::Released(*segment));
+            }
+            is_read
+        });
+    }
+}
