@@ -174,7 +174,10 @@ impl Housekeeping {
                             self.to_seal.pop_front();
                             self.tell(ToShard::Sealed(Box::new(header)));
                         }
-                        Err(_) => self.later(now + PREPARE_RETRY_NANOS, Due::Seal),
+                        Err(error) => {
+                            self.tell(ToShard::SealFailed { reason: error.to_string() });
+                            self.later(now + PREPARE_RETRY_NANOS, Due::Seal);
+                        }
                     }
                 }
                 Due::Rebuild(segment, replay_from) => {

@@ -175,9 +175,12 @@ impl Ledger {
         let range = start..start + u64::from(len);
         let mut truth = vec![0; len as usize];
         let read = self.disk.read_at(&segment_path(segment), offset, &mut truth);
+        // What is wrong further on, or lost already, may be left to another read.
+        let first = self.blocks.get(&start).filter(|_| !self.wrong.contains(&start));
+        let first_end = first.copied().unwrap_or(start);
         let is_wrong_at = |at: &usize| bytes.is_none_or(|bytes| bytes[*at] != truth[*at]);
         let mut wrong = (0..read.unwrap_or(0)).filter(is_wrong_at).map(|at| start + at as u64);
-        if bytes.is_none() || wrong.any(|position| self.is_in_sound_block(position)) {
+        if bytes.is_none() || wrong.any(|position| position < first_end) {
             self.stutters.push((range.clone(), now));
             self.stutters_made += 1;
             self.stutters_of_life.push(range);
@@ -197,12 +200,6 @@ impl Ledger {
     pub(crate) fn make_wrong(&mut self, range: &Range<u64>) {
         let overlapped = self.blocks.range(..range.end).rev().take_while(|(_, end)| **end > range.start);
         self.wrong.extend(overlapped.map(|(start, _)| *start));
-    }
-
-    /// What is lost already may be read as anything.
-    fn is_in_sound_block(&self, position: u64) -> bool {
-        let block = self.blocks.range(..=position).next_back();
-        block.is_some_and(|(start, end)| position < *end && !self.wrong.contains(start))
     }
 
     // ---- what the broker says
