@@ -19,11 +19,14 @@ pub(crate) struct Admin {
     /// Sends that the topic to be deleted is still to get.
     sends_left: u64,
     scratches: u32,
+    /// Whether a name may get a second topic: not if the record of a deletion may be lost.
+    reuses_names: bool,
 }
 
 impl Admin {
-    pub(crate) fn new(random: &mut Random) -> Admin {
-        Admin { producer: Producer::new(PRODUCER, random), next_at: 0, sends_left: 0, scratches: 0 }
+    pub(crate) fn new(reuses_names: bool, random: &mut Random) -> Admin {
+        let producer = Producer::new(PRODUCER, random);
+        Admin { producer, next_at: 0, sends_left: 0, scratches: 0, reuses_names }
     }
 
     pub(crate) fn next_at(&self) -> u64 {
@@ -61,7 +64,9 @@ impl Admin {
             }
             Some(topic) if topic.state == TopicState::Deleting => {}
             // A name is used again once it is surely free.
-            Some(topic) if topic.state == TopicState::Deleted && ctx.random.chance(50) => {
+            Some(topic)
+                if topic.state == TopicState::Deleted && self.reuses_names && ctx.random.chance(50) =>
+            {
                 self.add_scratch(ctx, topic.name);
             }
             _ => {

@@ -1,6 +1,6 @@
 //! What stands beside a simulated shard: its files, for recovery, and the housekeeping thread, with its delays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ enum Due {
     Zeroed(Prepare),
     PrepareAgain,
     Registered(u64),
-    Seal(Arc<SegmentIndex>),
+    Seal,
     Rebuild(SegmentBase, ChainPoint),
 }
 
@@ -97,6 +97,8 @@ pub(crate) struct Lines {
     pub(crate) errors: Vec<String>,
     /// Stretches of the log reported as damaged by reads.
     pub(crate) damaged: Vec<Range<u64>>,
+    /// Stretches of the log whose reading failed, or is tried once more.
+    pub(crate) stutters: Vec<Range<u64>>,
 }
 
 /// Answers a shard as the housekeeping thread would.
@@ -105,6 +107,7 @@ pub(crate) struct Housekeeping {
     log: LogConfig,
     /// When the last index was or will be written: they are written in order.
     sealed_at: u64,
+    to_seal: VecDeque<Arc<SegmentIndex>>,
     inbox: Receiver<FromShard>,
     outbox: Sender<ToShard>,
     due: BTreeMap<(u64, u64), Due>,
@@ -112,9 +115,6 @@ pub(crate) struct Housekeeping {
     random: Random,
     /// Longest delay of an answer, in nanoseconds.
     pub(crate) slowest: u64,
-    /// Until then the disk has no room.
-    pub(crate) full_until: u64,
-    pub(crate) refused: u64,
     /// [`crate::Planted::UnsyncedSegment`]
     pub(crate) forgets_to_sync: bool,
     pub(crate) lines: Lines,
@@ -131,14 +131,13 @@ impl Housekeeping {
             disk,
             log,
             sealed_at: 0,
+            to_seal: VecDeque::new(),
             inbox: from_shard,
             outbox: to_shard,
             due: BTreeMap::new(),
             sequence: 0,
             random: Random::new(seed),
             slowest: 2_000_000,
-            full_until: 0,
-            refused: 0,
             forgets_to_sync: false,
             lines: Lines::default(),
         };
@@ -168,10 +167,18 @@ impl Housekeeping {
                 }
                 Due::PrepareAgain => self.tell(ToShard::PrepareAgain),
                 Due::Registered(ticket) => self.tell(ToShard::Registered { ticket }),
-                Due::Seal(index) => {
-                    let header = seal(&mut SimStore(self.disk.clone()), &self.log, &index);
-                    let header = header.expect("the simulated disk has room");
-                    self.tell(ToShard::Sealed(Box::new(header)));
+                Due::Seal => {
+                    let index = self.to_seal.front().expect("one for each time it is due");
+                    match seal(&mut SimStore(self.disk.clone()), &self.log, index) {
+                        Ok(header) => {
+                            self.to_seal.pop_front();
+                            self.tell(ToShard::Sealed(Box::new(header)));
+                        }
+                        Err(error) => {
+                            self.tell(ToShard::SealFailed { reason: error.to_string() });
+                            self.later(now + PREPARE_RETRY_NANOS, Due::Seal);
+                        }
+                    }
                 }
                 Due::Rebuild(segment, replay_from) => {
                     let mut store = SimStore(self.disk.clone());
@@ -184,16 +191,16 @@ impl Housekeeping {
         }
         while let Ok(message) = self.inbox.try_recv() {
             match message {
-                FromShard::Prepare(_) if now < self.full_until => {
-                    self.refused += 1;
-                    self.tell(ToShard::PrepareFailed { reason: "no space left on the device".into() });
-                    self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
-                }
-                FromShard::Prepare(prepare) => {
-                    self.zero(prepare).expect("the simulated disk has room");
-                    let at = now + self.random.below(self.slowest);
-                    self.later(at, Due::Zeroed(prepare));
-                }
+                FromShard::Prepare(prepare) => match self.zero(prepare) {
+                    Ok(()) => {
+                        let at = now + self.random.below(self.slowest);
+                        self.later(at, Due::Zeroed(prepare));
+                    }
+                    Err(error) => {
+                        self.tell(ToShard::PrepareFailed { reason: error.to_string() });
+                        self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
+                    }
+                },
                 FromShard::News(News::TopicChanged { ticket: Some(ticket), .. }) => {
                     let at = now + self.random.below(self.slowest);
                     self.later(at, Due::Registered(ticket));
@@ -201,7 +208,8 @@ impl Housekeeping {
                 FromShard::News(News::Log { error, line }) => self.hear(error, line),
                 FromShard::News(News::Seal(index)) => {
                     self.sealed_at = self.sealed_at.max(now + self.random.below(self.slowest));
-                    self.later(self.sealed_at, Due::Seal(index));
+                    self.to_seal.push_back(index);
+                    self.later(self.sealed_at, Due::Seal);
                 }
                 FromShard::News(News::Rebuild { segment, replay_from }) => {
                     let at = now + self.random.below(self.slowest);
@@ -228,11 +236,18 @@ impl Housekeeping {
 
     fn hear(&mut self, error: bool, line: String) {
         let lines = &mut self.lines;
-        if let Some((_, rest)) = line.split_once("the block of the log at ") {
-            let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
-            if let (Some(start), Some(len)) = (numbers.next(), numbers.next()) {
-                lines.damaged.push(start..start + len);
-            }
+        let numbers = |text: &str| {
+            let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+            Some((numbers.next()?, numbers.next()?))
+        };
+        // Once it is tried again, twice it is damage.
+        if let Some((_, rest)) = line.split_once("reading ") {
+            let place: Option<(u64, u64)> = numbers(rest);
+            lines.stutters.extend(place.map(|(len, start)| start..start + len));
+        } else if let Some((_, rest)) = line.split_once("the block of the log at ")
+            && error
+        {
+            lines.damaged.extend(numbers(rest).map(|(start, len)| start..start + len));
         }
         if error {
             lines.errors.push(line);

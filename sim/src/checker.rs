@@ -91,8 +91,12 @@ pub enum Anomaly {
     UnexpectedAnswer,
     /// The broker closed a connection without a reason.
     ClosedConnection,
-    /// The broker could not start, or not stop.
+    /// The broker could not start, or not stop, or takes nothing though nothing is wrong any more.
     Stuck,
+    /// Damage that the broker kept to itself.
+    Unreported,
+    /// Damage reported where there is none, or done by the broker itself.
+    FalseAlarm,
 }
 
 #[derive(Clone, Debug)]
@@ -161,17 +165,32 @@ pub struct Checker {
     unreadable: Vec<Range<u64>>,
     lost: Vec<Range<u64>>,
     has_rot: bool,
+    /// Acknowledged is not durable.
+    is_async: bool,
+    /// Queues that have lost their end with the power.
+    shortened: BTreeSet<Queue>,
     failed_at: Option<u64>,
     acknowledged: u64,
     seen: u64,
     violations: Vec<Violation>,
+    counts: BTreeMap<Anomaly, u64>,
 }
 
 /// More of them say no more.
 const VIOLATIONS_MAX: usize = 50;
 
 impl Checker {
+    /// For a broker that acknowledges before the disk has it, and says so.
+    pub fn of_async(is_async: bool) -> Checker {
+        Checker { is_async, ..Checker::default() }
+    }
+
+    pub fn is_async(&self) -> bool {
+        self.is_async
+    }
+
     pub fn report(&mut self, anomaly: Anomaly, text: impl Into<String>) {
+        *self.counts.entry(anomaly).or_default() += 1;
         if self.violations.len() < VIOLATIONS_MAX {
             self.violations.push(Violation { anomaly, text: text.into() });
         }
@@ -179,6 +198,11 @@ impl Checker {
 
     pub fn violations(&self) -> &[Violation] {
         &self.violations
+    }
+
+    /// How often each anomaly was found.
+    pub fn counts(&self) -> &BTreeMap<Anomaly, u64> {
+        &self.counts
     }
 
     pub fn acknowledged_count(&self) -> u64 {
@@ -270,9 +294,23 @@ impl Checker {
         self.unreadable.push(range);
     }
 
-    /// The broker said that this stretch of the log is lost.
-    pub fn lost(&mut self, range: Range<u64>) {
+    /// The broker said that this stretch of the log is lost. What is lost at the end of a queue leaves no trace there: its
+    /// offsets are given again. Gives the number of offsets for which that may happen.
+    pub fn lost(&mut self, range: Range<u64>) -> u64 {
         self.lost.push(range);
+        let (mut gone, mut survivor) = (BTreeSet::new(), None);
+        for (place, placed) in self.placed.iter().rev() {
+            if survivor == Some(place.0) {
+                continue;
+            }
+            if is_in(&self.lost, placed.position) {
+                gone.insert(*place);
+            } else {
+                survivor = Some(place.0);
+            }
+        }
+        self.forget(&gone);
+        gone.len() as u64
     }
 
     /// Bits on the medium were inverted: settings may be lost with messages.
@@ -282,6 +320,65 @@ impl Checker {
 
     pub fn has_rot(&self) -> bool {
         self.has_rot
+    }
+
+    /// After a power cut the log ends at `end`, and everything from `from` on may be lost, but nothing else. Gives the
+    /// number of acknowledged messages that are. They must not come back.
+    pub fn cut(&mut self, end: u64, from: u64) -> u64 {
+        let is_lost = |placed: &Placed| placed.position >= end.max(from);
+        let gone =
+            self.placed.iter().filter(|(_, placed)| is_lost(placed)).map(|(place, _)| *place).collect();
+        let acknowledged = self.forget(&gone);
+        // A pull may also have passed over lost messages that nobody saw.
+        self.clip_pulls(None);
+        acknowledged
+    }
+
+    /// These places may be taken by other messages. Gives the number of acknowledged messages in them.
+    fn forget(&mut self, gone: &BTreeSet<(Queue, u64)>) -> u64 {
+        let mut acknowledged = 0;
+        for place in gone {
+            let placed = self.placed.remove(place).expect("it was found there");
+            self.places.remove(&placed.id);
+            self.shortened.insert(place.0);
+            if let Some((_, fate)) = self.sends.get_mut(&placed.id) {
+                acknowledged += u64::from(*fate == Fate::Acknowledged);
+                *fate = Fate::Refused;
+            }
+        }
+        let queues: BTreeSet<Queue> = gone.iter().map(|(queue, _)| *queue).collect();
+        self.clip_pulls(Some(&queues));
+        acknowledged
+    }
+
+    /// What pulls of these queues, or of all, found behind the last known message does not count any more.
+    fn clip_pulls(&mut self, queues: Option<&BTreeSet<Queue>>) {
+        let mut ends: BTreeMap<Queue, u64> = BTreeMap::new();
+        for (queue, offset) in self.placed.keys() {
+            ends.insert(*queue, offset + 1);
+        }
+        let is_meant = |pull: &&mut Pull| queues.is_none_or(|queues| queues.contains(&pull.queue));
+        for pull in self.pulls.iter_mut().filter(is_meant) {
+            let end = ends.get(&pull.queue).copied().unwrap_or(0);
+            if pull.range.end > end {
+                pull.range.end = end;
+                self.shortened.insert(pull.queue);
+            }
+            pull.offsets.retain(|offset| *offset < pull.range.end);
+        }
+    }
+
+    /// Whether a consumer may be ahead of what is there.
+    pub fn is_shortened(&self, queue: Queue) -> bool {
+        self.shortened.contains(&queue)
+    }
+
+    /// Whether clients know of a message in this range of the log, and may ask for it.
+    pub fn knows(&self, range: &Range<u64>) -> bool {
+        let is_in = |(place, placed): (&(Queue, u64), &Placed)| {
+            range.contains(&placed.position) && !self.forsaken.contains(&place.0.topic)
+        };
+        self.placed.iter().any(is_in)
     }
 
     // ---- pulls
@@ -408,13 +505,16 @@ impl Checker {
                 let is_excused = self.forsaken.contains(&place.0.topic) || is_reported;
                 !there.contains(place) && !is_excused
             })
-            .map(|((queue, offset), placed)| {
+            .flat_map(|((queue, offset), placed)| {
                 let is_acknowledged =
                     self.sends.get(&placed.id).is_some_and(|(_, fate)| *fate == Fate::Acknowledged);
-                let anomaly = if is_acknowledged { Anomaly::LostWrite } else { Anomaly::Phantom };
-                let seen = if placed.is_seen { ", seen by a consumer" } else { "" };
                 let (id, position) = (placed.id, placed.position);
-                (anomaly, format!("{id} at {offset} of {queue}, position {position}{seen}"))
+                let text = format!("{id} at {offset} of {queue}, position {position}");
+                let found = [
+                    (is_acknowledged, Anomaly::LostWrite),
+                    (placed.is_seen || !is_acknowledged, Anomaly::Phantom),
+                ];
+                found.into_iter().filter(|(is_so, _)| *is_so).map(move |(_, anomaly)| (anomaly, text.clone()))
             })
             .collect();
         for (anomaly, text) in gone {

@@ -244,7 +244,9 @@ impl Consumer {
         match asked {
             Asked::Pull(pulling) => self.on_pulled(pulling, answer, ctx),
             Asked::Commit { key, number } if is_ok => ctx.checker.committed(key, number),
-            Asked::Commit { key, .. } if is_missing && !ctx.checker.is_known(key.queue.topic) => {}
+            Asked::Commit { key, .. }
+                if is_missing
+                    && (!ctx.checker.is_known(key.queue.topic) || ctx.checker.is_shortened(key.queue)) => {}
             Asked::Heartbeat if is_ok => {}
             Asked::Heartbeat | Asked::Commit { .. } => {
                 if !ctx.may_refuse_write(answer) {
@@ -308,7 +310,10 @@ impl Consumer {
         }
         match code {
             ResponseCode::PULL_OFFSET_MOVED => {
-                if !ctx.checker.is_forsaken(queue.topic) && !ctx.checker.has_rot() {
+                let is_excused = ctx.checker.is_forsaken(queue.topic)
+                    || ctx.checker.has_rot()
+                    || ctx.checker.is_shortened(queue);
+                if !is_excused {
                     let text = format!("{queue}: {from} was reached before, now it is moved to {next}");
                     ctx.checker.report(Anomaly::Phantom, text);
                 }
@@ -375,7 +380,8 @@ pub(crate) fn ask_commit(
 
 fn on_view(id: MessageId, position: u64, answer: &RemotingCommand, ctx: &mut Context<'_>) {
     if answer.code != ResponseCode::SUCCESS.0 {
-        if !ctx.trouble.reads_failed && !ctx.checker.has_rot() {
+        // Looked up by its place in the log it is there only when the disk has it.
+        if !ctx.trouble.reads_failed && !ctx.checker.has_rot() && !ctx.checker.is_async() {
             ctx.unexpected(&format!("view of {id} at {position}"), answer);
         }
         return;

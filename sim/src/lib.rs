@@ -1,8 +1,10 @@
 //! A whole shard, its driver, disk, network and clients in one thread, from a seed.
 //!
 //!   world       the run: lives of a broker, each with its faults and its end, and the audit behind the last one
+//!   coverage    what happened in it, counted
 //!   ring        what the driver takes for its ring: watched, hurried, troubled
 //!   backstage   the files, and the housekeeping thread with its delays
+//!   ledger      what the disk has promised, what was done to it, and what has to be reported
 //!   client      producers, consumers and an administrator, who speak real frames (wire)
 //!   checker     what must hold of all that the clients saw
 //!
@@ -15,10 +17,14 @@ mod backstage;
 pub mod checker;
 mod client;
 mod consumer;
+mod coverage;
+mod ledger;
 mod producer;
 mod ring;
 mod wire;
 mod world;
 
+pub use coverage::Coverage;
+pub use ledger::Corruption;
 pub use ring::Planted;
-pub use world::{Coverage, Options, Outcome, run};
+pub use world::{Options, Outcome, run};

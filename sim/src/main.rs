@@ -1,9 +1,11 @@
 //! Runs simulated brokers from seeds, and says which seed to run again when something is wrong.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use ringmq_sim::checker::Anomaly;
 use ringmq_sim::{Coverage, Options, Outcome, Planted, run};
 
 /// Simulates a RingMQ shard under faults: real code, virtual time. Each seed is a world of its own.
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let mut simulated = 0.0;
     let (mut acknowledged, mut seen, mut violations) = (0, 0, 0);
+    let mut anomalies: BTreeMap<Anomaly, u64> = BTreeMap::new();
     let mut coverage = Coverage::default();
     for seed in first..first.saturating_add(count) {
         let outcome = run_loudly(seed, &options, &arguments.replay(seed));
@@ -51,6 +54,9 @@ fn main() -> ExitCode {
         acknowledged += outcome.acknowledged;
         seen += outcome.seen;
         coverage.add(&outcome.coverage);
+        for (anomaly, count) in &outcome.anomalies {
+            *anomalies.entry(*anomaly).or_default() += count;
+        }
         if arguments.verbose {
             println!("seed {seed}: trace {:016x}", outcome.trace);
         }
@@ -63,13 +69,69 @@ fn main() -> ExitCode {
         }
     }
     let elapsed = started.elapsed().as_secs_f64();
-    println!("{coverage:#?}");
+    report(&coverage, &anomalies);
     println!("{seen} messages seen by consumers, {:.1} seeds/s", count as f64 / elapsed);
     println!(
-        "sim: {count} seeds, {simulated:.0} simulated seconds, {} crashes, {} faults, {acknowledged} acknowledged, {violations} violations",
-        coverage.crashes, coverage.faults
+        "sim: {count} seeds, {simulated:.0} simulated seconds, {} crash points, {} faults, {acknowledged} acknowledged, {violations} violations",
+        coverage.crashes,
+        coverage.faults.values().sum::<u64>()
     );
     if violations == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// What happened, and what was found.
+fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
+    let Coverage { sectors, corruption, .. } = coverage;
+    println!("faults:");
+    for (fault, count) in &coverage.faults {
+        println!("{count:>8} {fault}");
+    }
+    println!(
+        "crashes: {} ({} after a stop), sectors not durable: {} lost, {} kept, {} torn; {} tails cut; {} lives in async mode, {} acknowledged messages lost from the end as announced",
+        coverage.crashes,
+        coverage.stops,
+        sectors.lost,
+        sectors.kept,
+        sectors.torn,
+        coverage.cut_tails,
+        coverage.async_lives,
+        coverage.lost_at_end
+    );
+    println!(
+        "corruption: {} blocks made wrong for good, {} reported, {} of nothing that clients know; {} reads gone wrong, {} reported, the others just before a crash; {} lines about damage; {} offsets lost at the end of a queue, to be given again",
+        corruption.injected,
+        corruption.reported,
+        corruption.unknown,
+        coverage.stutters,
+        coverage.stutters_reported,
+        coverage.damage_reports,
+        coverage.free_again
+    );
+    println!(
+        "broker: {} requests, {} reads, {} writes, {} segments; refused: {} busy, {} for lack of space, {} after a failed write ({} logs failed); {} long polls, {} topics deleted; sends taken again after faults: {}",
+        coverage.requests,
+        coverage.disk_reads,
+        coverage.disk_writes,
+        coverage.segments,
+        coverage.busy,
+        coverage.no_space,
+        coverage.failed,
+        coverage.failed_logs,
+        coverage.long_polls,
+        coverage.deleted_topics,
+        coverage.probes
+    );
+    let count = |anomaly| anomalies.get(&anomaly).copied().unwrap_or(0);
+    println!(
+        "found: {} lost, {} doubled, {} out of order, {} phantom, {} with wrong bytes, {} corruptions not reported, {} anomalies in all",
+        count(Anomaly::LostWrite),
+        count(Anomaly::Duplicate),
+        count(Anomaly::Disorder),
+        count(Anomaly::Phantom),
+        count(Anomaly::WrongBytes),
+        count(Anomaly::Unreported),
+        anomalies.values().sum::<u64>()
+    );
 }
 
 /// A panic of the broker is a finding like any other, but the end of the run.

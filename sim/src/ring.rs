@@ -7,9 +7,10 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::ledger::{self, Ledger};
 use bytes::BytesMut;
 use ringmq_ring::sim::{Random, ReadFault, SimDisk, SimNet, SimRing, WriteFault};
 use ringmq_ring::{
@@ -33,6 +34,12 @@ pub enum Planted {
     DoubledReply,
     /// Now and then a bit of a reply is wrong.
     WrongBit,
+    /// What is read from the log is not compared with its checksums.
+    UnverifiedReads,
+    /// Damage is not reported.
+    SilentDamage,
+    /// The broker acknowledges before the disk has it, and says it does not.
+    AsyncAsSync,
 }
 
 /// What the ring and the world around it tell each other.
@@ -50,13 +57,13 @@ pub(crate) struct Watch {
     pub(crate) log_failed_at: Option<u64>,
     pub(crate) reads: u64,
     pub(crate) writes: u64,
-    pub(crate) read_faults: u64,
+    pub(crate) ledger: Ledger,
     random: Random,
     planted: Option<Planted>,
 }
 
 impl Watch {
-    pub(crate) fn new(seed: u64, planted: Option<Planted>) -> Watch {
+    pub(crate) fn new(seed: u64, planted: Option<Planted>, ledger: Ledger) -> Watch {
         Watch {
             trace: seed,
             base: 0,
@@ -67,7 +74,7 @@ impl Watch {
             log_failed_at: None,
             reads: 0,
             writes: 0,
-            read_faults: 0,
+            ledger,
             random: Random::new(seed ^ 0x7261_6365),
             planted,
         }
@@ -128,11 +135,13 @@ pub(crate) struct WatchedRing {
     watch: SharedWatch,
     /// Tags of writes that [`Planted::EarlyCompletion`] will report.
     early: Vec<u64>,
+    /// Open files of the log.
+    files: Vec<(File, PathBuf)>,
 }
 
 impl WatchedRing {
     pub(crate) fn new(inner: SimRing, disk: SimDisk, watch: SharedWatch) -> WatchedRing {
-        WatchedRing { net: inner.net(), inner, disk, watch, early: Vec::new() }
+        WatchedRing { net: inner.net(), inner, disk, watch, early: Vec::new(), files: Vec::new() }
     }
 
     fn spoil(&mut self, tag: u64, op: Op) -> Op {
@@ -179,13 +188,25 @@ impl WatchedRing {
                 if result.is_err() && watch.planted == Some(Planted::HiddenWriteError) {
                     *result = Ok(());
                 }
+                watch.ledger.written(completion.tag, result.is_ok());
                 if result.is_err() {
                     let now = watch.base + self.inner.now().monotonic.0;
                     watch.log_failed_at.get_or_insert(now);
                 }
             }
-            Outcome::Read(Ok(bytes)) => watch.note_bytes(bytes),
-            Outcome::Read(Err(_)) => watch.note(9),
+            Outcome::Read(result) => {
+                let now = watch.base + self.inner.now().monotonic.0;
+                watch.ledger.read(completion.tag, result.as_ref().ok(), now);
+                match result {
+                    Ok(bytes) => {
+                        if watch.planted == Some(Planted::UnverifiedReads) {
+                            *bytes = ledger::with_right_checksums(bytes);
+                        }
+                        watch.note_bytes(bytes);
+                    }
+                    Err(_) => watch.note(9),
+                }
+            }
             Outcome::Closed => watch.note(10),
             Outcome::Woken => watch.note(11),
         }
@@ -208,10 +229,13 @@ impl Ring for WatchedRing {
     }
 
     fn open(&mut self, path: &Path, mode: OpenMode) -> io::Result<File> {
-        self.inner.open(path, mode)
+        let file = self.inner.open(path, mode)?;
+        self.files.push((file, path.to_owned()));
+        Ok(file)
     }
 
     fn close_file(&mut self, file: File) {
+        self.files.retain(|(open, _)| *open != file);
         self.inner.close_file(file);
     }
 
@@ -227,18 +251,24 @@ impl Ring for WatchedRing {
         self.watch.borrow_mut().note_op(tag, &op);
         let op = self.spoil(tag, op);
         let mut watch = self.watch.borrow_mut();
+        let path = |file| self.files.iter().find(|(open, _)| open == file).map(|(_, path)| path.as_path());
         match &op {
-            Op::Write { .. } => {
+            Op::Write { file, offset, data, .. } => {
                 watch.writes += 1;
-                if let Some(fault) = watch.write_fault.take() {
+                let mut fault = watch.write_fault.take();
+                if let Some(WriteFault::Misdirected { by }) = &mut fault {
+                    *by = ledger::misdirection(*offset, &mut watch.random);
+                }
+                if let Some(fault) = fault {
                     self.disk.fail_write(0, fault);
                 }
+                watch.ledger.writing(tag, path(file), *offset, data, fault);
             }
-            Op::Read { .. } => {
+            Op::Read { file, offset, len } => {
                 watch.reads += 1;
                 if let Some(fault) = watch.read_fault.take() {
-                    watch.read_faults += 1;
                     self.disk.fail_read(0, fault);
+                    watch.ledger.reading(tag, path(file), *offset, *len, fault);
                 }
             }
             _ => {}

@@ -4,7 +4,10 @@
 //!
 //! To settle is to take all faults back, ask for nothing more, and to demand an answer to all that was asked.
 
+mod faults;
+
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +19,7 @@ use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_ring::Ring;
-use ringmq_ring::sim::{Direction, Random, ReadFault, SimConfig, SimDisk, SimNet, SimRing, WriteFault};
+use ringmq_ring::sim::{Random, SimConfig, SimDisk, SimNet, SimRing};
 use ringmq_storage::LogConfig;
 
 use crate::admin::Admin;
@@ -24,9 +27,12 @@ use crate::backstage::{ADDRESS, Housekeeping, LOG_DIR, SimStore};
 use crate::checker::{Anomaly, Checker, Contents, Queue, TopicId, Violation};
 use crate::client::{Asked, Client, Context, Counts, Role, Topic, TopicState, Trouble, connect};
 use crate::consumer::{Consumer, ask_commit};
+use crate::coverage::Coverage;
+use crate::ledger::Ledger;
 use crate::producer::Producer;
 use crate::ring::{Planted, SharedWatch, Watch, WatchedRing};
 use crate::wire::Wire;
+use faults::Fault;
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLI;
@@ -35,6 +41,12 @@ const SECOND: u64 = 1_000 * MILLI;
 const ANSWER_NANOS: u64 = 30 * SECOND;
 /// Longest time that a stop may take.
 const STOP_NANOS: u64 = 10 * SECOND;
+/// A broker that takes so long to stop has not waited for its disk.
+const STOP_GRACE_NANOS: u64 = 2 * SECOND;
+/// How long a sound disk takes, at least and at most.
+const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(400));
+/// Number of the producer that asks whether sends are taken again.
+const PROBER: u32 = 200;
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -52,46 +64,6 @@ impl Default for Options {
     }
 }
 
-/// What happened in a run besides sends and pulls.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Coverage {
-    pub requests: u64,
-    pub crashes: u64,
-    pub stops: u64,
-    pub faults: u64,
-    pub segments: u64,
-    pub disk_reads: u64,
-    pub disk_writes: u64,
-    pub busy: u64,
-    pub no_space: u64,
-    pub failed: u64,
-    pub long_polls: u64,
-    pub cut_tails: u64,
-    pub damage_reports: u64,
-    pub failed_logs: u64,
-    pub deleted_topics: u64,
-}
-
-impl Coverage {
-    pub fn add(&mut self, other: &Coverage) {
-        self.requests += other.requests;
-        self.crashes += other.crashes;
-        self.stops += other.stops;
-        self.faults += other.faults;
-        self.segments += other.segments;
-        self.disk_reads += other.disk_reads;
-        self.disk_writes += other.disk_writes;
-        self.busy += other.busy;
-        self.no_space += other.no_space;
-        self.failed += other.failed;
-        self.long_polls += other.long_polls;
-        self.cut_tails += other.cut_tails;
-        self.damage_reports += other.damage_reports;
-        self.failed_logs += other.failed_logs;
-        self.deleted_topics += other.deleted_topics;
-    }
-}
-
 /// How a run went.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -102,6 +74,8 @@ pub struct Outcome {
     pub seen: u64,
     pub coverage: Coverage,
     pub violations: Vec<Violation>,
+    /// How often each anomaly was found, also beyond the violations that are listed.
+    pub anomalies: BTreeMap<Anomaly, u64>,
 }
 
 /// Runs the world of a seed. The same seed and options give the same outcome.
@@ -119,21 +93,6 @@ struct Broker {
     record_bytes_max: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Reset,
-    Cut(Direction, u64),
-    Dawdle(u64),
-    ClockJump(i64),
-    Write(WriteFault),
-    Read(ReadFault),
-    DiskLatency(u64, u64),
-    NetDelay(u64, u64),
-    NoSpace(u64),
-    SlowHousekeeping(u64),
-    Rot,
-}
-
 struct World {
     options: Options,
     random: Random,
@@ -148,7 +107,17 @@ struct World {
     broker: Option<Broker>,
     is_active: bool,
     faults: Vec<(u64, Fault)>,
-    rot_percent: u64,
+    /// Whether this world's disk also makes mistakes that it does not report.
+    is_hostile: bool,
+    /// Acknowledged is not durable, and the clients know.
+    is_async: bool,
+    /// When the disk has room again.
+    room_at: Option<u64>,
+    /// Everything acknowledged was made durable by a stop.
+    is_flushed: bool,
+    /// From here on the end of the log may be lost.
+    may_lose_from: Option<u64>,
+    prober: Producer,
     segment_bytes: u64,
     sector_bytes: u32,
     is_direct: bool,
@@ -159,7 +128,11 @@ impl World {
     fn new(seed: u64, options: Options) -> World {
         let mut random = Random::new(seed);
         let disk = SimDisk::new(random.next_u64());
-        let watch = Rc::new(RefCell::new(Watch::new(random.next_u64(), options.planted)));
+        let segment_bytes = random.between(1, 4) << 20;
+        let ledger = Ledger::new(disk.clone(), segment_bytes);
+        let watch = Rc::new(RefCell::new(Watch::new(random.next_u64(), options.planted, ledger)));
+        let is_hostile = random.chance(20);
+        let is_async = random.chance(25) && options.planted.is_none();
         let topic = |id, name: &str, queues, state| Topic {
             id: TopicId(id),
             name: name.to_owned(),
@@ -173,7 +146,7 @@ impl World {
             // Made by the first send to it.
             topic(2, "automatic", 2, TopicState::Ready),
         ];
-        let mut roles = vec![Role::Admin(Admin::new(&mut random))];
+        let mut roles = vec![Role::Admin(Admin::new(!is_hostile, &mut random))];
         for number in 0..random.between(1, 4) as u32 {
             roles.push(Role::Producer(Producer::new(number, &mut random)));
         }
@@ -186,7 +159,7 @@ impl World {
             options,
             disk,
             watch,
-            checker: Checker::default(),
+            checker: Checker::of_async(is_async),
             clients: roles.into_iter().map(Client::new).collect(),
             topics,
             counts: Counts::default(),
@@ -195,8 +168,13 @@ impl World {
             broker: None,
             is_active: false,
             faults: Vec::new(),
-            rot_percent: if random.chance(15) { 50 } else { 0 },
-            segment_bytes: random.between(1, 4) << 20,
+            is_hostile,
+            is_async,
+            room_at: None,
+            is_flushed: false,
+            may_lose_from: None,
+            prober: Producer::new(PROBER, &mut random),
+            segment_bytes,
             sector_bytes: if random.chance(80) { 4096 } else { 8192 },
             is_direct,
             coverage: Coverage::default(),
@@ -236,8 +214,11 @@ impl World {
             simulated: Duration::from_nanos(watch.base),
             acknowledged: self.checker.acknowledged_count(),
             seen: self.checker.seen_count(),
+            anomalies: self.checker.counts().clone(),
             coverage: Coverage {
                 requests: counts.requests,
+                stutters: watch.ledger.stutters_made,
+                stutters_reported: watch.ledger.stutters_reported,
                 disk_reads: watch.reads,
                 disk_writes: watch.writes,
                 busy: counts.busy,
@@ -305,20 +286,30 @@ impl World {
             broker_name: "broker-a-0".to_owned(),
             cluster_name: "DefaultCluster".to_owned(),
             address,
-            flush: FlushDiskType::Sync,
+            flush: if self.is_async || self.options.planted == Some(Planted::AsyncAsSync) {
+                FlushDiskType::Async
+            } else {
+                FlushDiskType::Sync
+            },
             auto_create_topics: true,
             key_salt: self.random.next_u64() as u32,
         };
         let wall_ms = ring.now().wall_ms;
         let record_bytes_max = log.record_bytes_max;
-        let boot =
-            match Shard::boot(config, log.clone(), &mut SimStore(self.disk.clone()), wall_ms, &mut |_| {}) {
-                Ok(boot) => boot,
-                Err(error) => {
-                    self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
-                    return false;
-                }
-            };
+        self.coverage.async_lives += u64::from(self.is_async);
+        if self.random.chance(10) {
+            self.count_fault("EIO while the log is recovered");
+            self.disk.fail_lookup(Some(self.random.below(4)));
+        }
+        let mut store = SimStore(self.disk.clone());
+        let boot = match Shard::boot(config, log.clone(), &mut store, wall_ms, &mut |_| {}) {
+            Ok(boot) => boot,
+            Err(error) => {
+                self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
+                return false;
+            }
+        };
+        self.disk.fail_lookup(None);
         let report = &boot.report;
         self.say(|| {
             format!(
@@ -332,9 +323,18 @@ impl World {
         if report.cut_bytes > 0 {
             self.coverage.cut_tails += 1;
         }
+        if let Some(from) = self.may_lose_from.take() {
+            self.coverage.lost_at_end += self.checker.cut(report.end.0, from);
+        }
+        self.watch.borrow_mut().ledger.on_boot(report.end.0);
         for damage in &report.damaged {
-            self.checker.lost(damage.position.0..damage.position.0 + damage.bytes);
+            let range = damage.position.0..damage.position.0 + damage.bytes;
+            self.coverage.free_again += self.checker.lost(range.clone());
             self.coverage.damage_reports += 1;
+            if self.options.planted != Some(Planted::SilentDamage) {
+                let told = self.watch.borrow_mut().ledger.damage_reported(&range);
+                told.unwrap_or_else(|text| self.checker.report(Anomaly::FalseAlarm, text));
+            }
         }
         let complaints = report.damaged.len() + report.unreadable_records.len() + boot.problems.len();
         if complaints > 0 && !self.checker.has_rot() {
@@ -342,14 +342,15 @@ impl World {
                 "a sound disk is reported damaged: {:?} {:?} {:?}",
                 report.damaged, report.unreadable_records, boot.problems
             );
-            self.checker.report(Anomaly::LostWrite, text);
+            self.checker.report(Anomaly::FalseAlarm, text);
         }
         let (backstage, mut housekeeping) = Housekeeping::new(self.disk.clone(), log, self.random.next_u64());
         housekeeping.forgets_to_sync = self.options.planted == Some(Planted::UnsyncedSegment);
         let files = LogFiles::new(LOG_DIR.into(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);
         self.checker.restarted();
-        self.trouble = Trouble::default();
+        self.trouble = Trouble { disk_was_full: self.room_at.is_some(), ..Trouble::default() };
+        self.is_flushed = false;
         {
             let watch = &mut *self.watch.borrow_mut();
             watch.log_failed_at = None;
@@ -357,48 +358,9 @@ impl World {
             watch.read_fault = None;
             watch.wake_at = 0;
         }
-        self.disk.set_latency(Duration::from_micros(20), Duration::from_micros(400));
+        self.disk.set_latency(FAST.0, FAST.1);
         self.broker = Some(Broker { driver, net, housekeeping, record_bytes_max });
         true
-    }
-
-    /// Faults of this life, by time.
-    fn draw_faults(&mut self) {
-        let random = &mut self.random;
-        let count = [0, 2, 5, 12][random.below(4) as usize];
-        let start = self.watch.borrow().base;
-        let mut faults: Vec<(u64, Fault)> = Vec::new();
-        for _ in 0..count {
-            // Lives are long or short: early moments get as many faults as late ones.
-            let at = start + (random.below(4 * SECOND) >> random.below(12));
-            let fault = match random.below(100) {
-                0..18 => Fault::Reset,
-                18..28 => {
-                    let direction = if random.chance(50) { Direction::ToServer } else { Direction::ToClient };
-                    Fault::Cut(direction, random.between(MILLI, 3 * SECOND))
-                }
-                28..40 => Fault::Dawdle(random.between(MILLI, 2 * SECOND)),
-                40..46 => Fault::ClockJump(random.below(172_800_000) as i64 - 86_400_000),
-                46..50 => Fault::Write(WriteFault::Io),
-                50..52 => Fault::Write(WriteFault::NoSpace),
-                52..62 => Fault::Write(WriteFault::Slow(Duration::from_nanos(random.below(SECOND)))),
-                62..66 => Fault::Read(ReadFault::Io),
-                66..72 => Fault::Read(ReadFault::FlipBit),
-                72..76 => Fault::Read(ReadFault::Slow(Duration::from_nanos(random.below(SECOND)))),
-                76..82 => Fault::DiskLatency(random.below(MILLI), random.between(MILLI, 30 * MILLI)),
-                82..88 => Fault::NetDelay(random.below(5 * MILLI), random.between(5 * MILLI, 20 * MILLI)),
-                88..95 => Fault::NoSpace(random.between(10 * MILLI, 3 * SECOND)),
-                _ => Fault::SlowHousekeeping(random.between(10 * MILLI, SECOND)),
-            };
-            faults.push((at, fault));
-        }
-        if random.chance(self.rot_percent) {
-            let at = start + (random.below(4 * SECOND) >> random.below(12));
-            faults.push((at, Fault::Rot));
-        }
-        // Latest first: they are taken from the end.
-        faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        self.faults = faults;
     }
 
     /// Lets clients work until they have made so many requests, or for a few seconds.
@@ -417,7 +379,8 @@ impl World {
         let broker = self.broker.as_mut().expect("it is alive");
         let clients = self.clients.iter().map(|client| client.next_at(self.is_active)).min();
         let fault = self.faults.last().map(|(at, _)| *at);
-        let wake_at = [clients, fault, broker.housekeeping.next_at()].into_iter().flatten().min();
+        let wake_at =
+            [clients, fault, broker.housekeeping.next_at(), self.room_at].into_iter().flatten().min();
         {
             let watch = &mut *self.watch.borrow_mut();
             watch.wake_at = wake_at.unwrap_or(until).min(until).saturating_sub(watch.base);
@@ -426,10 +389,7 @@ impl World {
         let now = self.now();
         let broker = self.broker.as_mut().expect("it is alive");
         broker.housekeeping.act(now);
-        for range in broker.housekeeping.lines.damaged.drain(..) {
-            self.coverage.damage_reports += 1;
-            self.checker.unreadable(range);
-        }
+        self.hear();
         if let Some(at) = self.watch.borrow().log_failed_at
             && !self.trouble.log_failed
         {
@@ -437,12 +397,30 @@ impl World {
             self.coverage.failed_logs += 1;
             self.checker.log_failed(at);
         }
+        if self.room_at.is_some_and(|at| at <= now) {
+            self.make_room();
+        }
         while self.faults.last().is_some_and(|(at, _)| *at <= now) {
             let (_, fault) = self.faults.pop().expect("just seen");
             self.inflict(fault);
         }
         self.visit();
         goes_on
+    }
+
+    /// What the operator reads.
+    fn hear(&mut self) {
+        let lines = &mut self.broker.as_mut().expect("it is alive").housekeeping.lines;
+        let ledger = &mut self.watch.borrow_mut().ledger;
+        for range in lines.stutters.drain(..) {
+            ledger.stutter_reported(&range);
+        }
+        for range in lines.damaged.drain(..) {
+            self.coverage.damage_reports += 1;
+            let told = ledger.block_reported(&range);
+            told.unwrap_or_else(|text| self.checker.report(Anomaly::FalseAlarm, text));
+            self.checker.unreadable(range);
+        }
     }
 
     fn context<'a>(&'a mut self) -> (Context<'a>, &'a mut Vec<Client>) {
@@ -472,62 +450,13 @@ impl World {
         }
     }
 
-    fn inflict(&mut self, fault: Fault) {
-        self.coverage.faults += 1;
-        self.say(|| format!("fault: {fault:?}"));
-        let now = self.now();
-        let victim = self.random.below(self.clients.len() as u64) as usize;
-        let victim = &mut self.clients[victim];
-        let broker = self.broker.as_mut().expect("it is alive");
-        let nanos = Duration::from_nanos;
-        match fault {
-            Fault::Reset => victim.reset(),
-            Fault::Cut(direction, time) => {
-                if let Some(wire) = &mut victim.wire {
-                    wire.cut(direction, now + time);
-                }
-            }
-            Fault::Dawdle(time) => {
-                if let Some(wire) = &mut victim.wire {
-                    wire.dawdle(now + time);
-                }
-            }
-            Fault::ClockJump(ms) => self.watch.borrow_mut().wall_shift_ms += ms,
-            Fault::Write(fault) => self.watch.borrow_mut().write_fault = Some(fault),
-            Fault::Read(fault) => {
-                self.trouble.reads_failed = true;
-                self.watch.borrow_mut().read_fault = Some(fault);
-            }
-            Fault::DiskLatency(low, high) => self.disk.set_latency(nanos(low), nanos(high)),
-            Fault::NetDelay(low, high) => broker.net.set_delay(nanos(low), nanos(high)),
-            Fault::NoSpace(time) => {
-                self.trouble.disk_was_full = true;
-                broker.housekeeping.full_until = now + time;
-            }
-            Fault::SlowHousekeeping(slowest) => broker.housekeeping.slowest = slowest,
-            Fault::Rot => self.rot(),
-        }
-    }
-
-    /// Inverts a bit of what was written long ago, so that what was written since proves that it was durable.
-    fn rot(&mut self) {
-        let Some(end) = self.checker.last_position().checked_sub(1 << 20).filter(|end| *end > 0) else {
-            return;
-        };
-        let position = self.random.below(end);
-        let segment = ringmq_storage::SegmentBase(position - position % self.segment_bytes);
-        let bit = self.random.below(8) as u8;
-        let path = crate::backstage::segment_path(segment);
-        self.disk.flip_bit(&path, position - segment.0, bit).expect("it was written");
-        self.checker.rot();
-        self.trouble.reads_failed = true;
-    }
-
     /// Takes the faults back and demands an answer to every request.
     fn settle(&mut self) {
         self.faults.clear();
-        let broker = self.broker.as_mut().expect("it is alive");
-        broker.housekeeping.full_until = 0;
+        self.make_room();
+        self.disk.set_latency(FAST.0, FAST.1);
+        self.watch.borrow_mut().write_fault = None;
+        self.watch.borrow_mut().read_fault = None;
         for client in &mut self.clients {
             if let Some(wire) = &mut client.wire {
                 wire.mend();
@@ -546,6 +475,38 @@ impl World {
                 self.checker.report(Anomaly::Unanswered, text);
             }
         }
+        self.probe();
+    }
+
+    /// With all faults taken back, a send has to be taken, unless the log has failed for good.
+    fn probe(&mut self) {
+        let topic = self.topics.iter().find(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
+        let Some(topic) = topic.map(|topic| topic.id).filter(|_| !self.trouble.log_failed) else { return };
+        let Some(mut wire) = connect(&mut self.context().0) else {
+            return self.checker.report(Anomaly::Stuck, "nobody listens any more");
+        };
+        let until = self.now() + ANSWER_NANOS;
+        let mut prober = std::mem::replace(&mut self.prober, Producer::new(PROBER, &mut self.random));
+        loop {
+            while wire.outstanding() == 0 {
+                prober.send(&mut wire, &mut self.context().0, topic, Some(0), 0);
+            }
+            let Some((asked, answer)) = self.answer(&mut wire) else { break };
+            prober.on_answer(asked, &answer, &mut self.context().0);
+            if answer.code == ResponseCode::SUCCESS.0 {
+                self.coverage.probes += 1;
+                break;
+            }
+            if self.trouble.log_failed {
+                break;
+            }
+            if self.now() > until {
+                let remark = answer.remark.unwrap_or_default();
+                self.checker.report(Anomaly::Stuck, format!("a send is still refused: {remark}"));
+                break;
+            }
+        }
+        self.prober = prober;
     }
 
     /// Asks the broker to end.
@@ -554,20 +515,27 @@ impl World {
         self.coverage.stops += 1;
         self.trouble.is_stopping = true;
         self.broker.as_mut().expect("it is alive").housekeeping.stop();
-        let until = self.now() + STOP_NANOS;
+        let begun = self.now();
+        let until = begun + STOP_NANOS;
         while self.step(until) {
             if self.now() >= until {
                 return self.checker.report(Anomaly::Stuck, "the broker does not stop");
             }
         }
+        self.is_flushed = !self.trouble.log_failed && self.now() - begun < STOP_GRACE_NANOS;
     }
 
     /// Cuts the power, and lets some time go by.
     fn crash(&mut self) {
         let now = self.now();
         self.broker = None;
+        let is_async = self.is_async && !self.is_flushed;
+        let (may_lose_from, told) = self.watch.borrow_mut().ledger.on_crash(is_async, now);
+        self.may_lose_from = may_lose_from;
+        told.unwrap_or_else(|text| self.checker.report(Anomaly::Unreported, text));
         let report = self.disk.crash(self.random.next_u64());
         self.coverage.crashes += 1;
+        self.coverage.add_sectors(report);
         let down = self.random.below(3 * SECOND);
         self.watch.borrow_mut().base = now + down;
         self.say(|| format!("crash: {report:?}"));
@@ -612,12 +580,18 @@ impl World {
             let name = self.topics[key.queue.topic.0].name.clone();
             let group = format!("group-{}", key.group);
             ask_commit(&mut wire, self.now(), &group, &name, key.queue.id, Asked::Audit);
-            let Some(answer) = self.answer(&mut wire) else { return };
+            let Some((_, answer)) = self.answer(&mut wire) else { return };
             let found = (answer.code == ResponseCode::SUCCESS.0)
                 .then(|| OffsetResponse::decode(&answer.header().ext).map(|found| found.offset as u64).ok());
             self.checker.offset_found(key, since, found.flatten());
         }
         self.checker.finish(&contents);
+        let (corruption, silent) = self.watch.borrow().ledger.judge(|range| self.checker.knows(range));
+        self.coverage.corruption = corruption;
+        for range in silent {
+            let text = format!("the block at {range:?} is damaged, and the broker never said so");
+            self.checker.report(Anomaly::Unreported, text);
+        }
     }
 
     /// All messages of a queue; `None` if its topic is not there.
@@ -647,7 +621,7 @@ impl World {
                 proxy_forward_client_id: None,
             };
             wire.ask(self.now(), RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::Audit);
-            let answer = self.answer(wire)?;
+            let (_, answer) = self.answer(wire)?;
             match ResponseCode(answer.code) {
                 ResponseCode::SUCCESS | ResponseCode::PULL_RETRY_IMMEDIATELY => {}
                 ResponseCode::PULL_OFFSET_MOVED if from == 0 => {}
@@ -675,17 +649,17 @@ impl World {
         }
     }
 
-    fn answer(&mut self, wire: &mut Wire<Asked>) -> Option<RemotingCommand> {
+    fn answer(&mut self, wire: &mut Wire<Asked>) -> Option<(Asked, RemotingCommand)> {
         let until = self.now() + ANSWER_NANOS;
         while self.now() < until {
             wire.flush();
             self.step(until);
             let now = self.now();
-            if let Some((_, answer)) = wire.pump(now, &mut self.checker).pop() {
-                return Some(answer);
+            if let Some(answered) = wire.pump(now, &mut self.checker).pop() {
+                return Some(answered);
             }
         }
-        self.checker.report(Anomaly::Unanswered, "the auditor got no answer");
+        self.checker.report(Anomaly::Unanswered, "the auditor or prober got no answer");
         None
     }
 }

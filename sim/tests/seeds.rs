@@ -20,12 +20,34 @@ fn pass(seed: u64, options: &Options) -> Outcome {
     outcome
 }
 
+/// Faults that happen in so many worlds that each must have happened in these.
+const FAULTS: [&str; 16] = [
+    "EIO while the log is recovered",
+    "bit flipped on the medium",
+    "clock jump",
+    "connection reset",
+    "disk full",
+    "disk slow",
+    "network cut",
+    "page overwritten on the medium",
+    "read EIO",
+    "read misdirected, once",
+    "read short",
+    "read with a wrong bit",
+    "reads of a page misdirected, for good",
+    "write lost though reported complete",
+    "write misdirected",
+    "write slow",
+];
+
 #[test]
 fn sound_brokers_pass_and_the_worlds_are_eventful() {
     let mut all = Coverage::default();
     let (mut acknowledged, mut seen) = (0, 0);
-    for seed in 1..=20 {
-        let outcome = pass(seed, &options());
+    // Long enough that logs grow while the disk is full.
+    let options = Options { steps: 2_500, ..Options::default() };
+    for seed in 1..=30 {
+        let outcome = pass(seed, &options);
         acknowledged += outcome.acknowledged;
         seen += outcome.seen;
         all.add(&outcome.coverage);
@@ -35,8 +57,8 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
     let happened = [
         ("crashes", all.crashes),
         ("stops", all.stops),
-        ("faults", all.faults),
-        ("roll-overs", all.segments.saturating_sub(20)),
+        ("faults", all.faults.values().sum()),
+        ("roll-overs", all.segments.saturating_sub(30)),
         ("reads from disk", all.disk_reads),
         ("busy answers", all.busy),
         ("answers for lack of space", all.no_space),
@@ -44,13 +66,22 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
         ("pulls that waited", all.long_polls),
         ("tails cut by recovery", all.cut_tails),
         ("deleted topics", all.deleted_topics),
+        ("lives in async mode", all.async_lives),
+        ("messages lost from the end in async mode", all.lost_at_end),
+        ("blocks made wrong", all.corruption.injected),
+        ("reads gone wrong", all.stutters),
+        ("sends after all faults", all.probes),
     ];
     for (what, count) in happened {
         assert!(count > 0, "no {what}: {all:#?}");
     }
+    for fault in FAULTS {
+        assert!(all.faults.contains_key(fault), "no {fault}: {all:#?}");
+    }
+    assert_eq!(all.corruption.injected, all.corruption.reported + all.corruption.unknown);
 }
 
-/// Seeds that found mistakes once, at the number of steps at which they did.
+/// Seeds that found mistakes once, in worlds that seeds made then, at the number of steps at which they did.
 #[test]
 fn mistakes_found_before_are_gone() {
     // Three times a batch at the limit of what may wait for the disk, refused after its room was promised; then two
@@ -70,11 +101,11 @@ fn a_seed_is_a_history() {
     assert_ne!(run(0, &options()).trace, run(1, &options()).trace);
 }
 
-/// Whether the checker finds a planted mistake within 50 seeds, as one of these anomalies.
+/// Whether the checker finds a planted mistake within 100 seeds, as one of these anomalies.
 fn finds(planted: Planted, expected: &[Anomaly]) {
     let options = Options { planted: Some(planted), ..options() };
     let mut found = Vec::new();
-    for seed in 0..50 {
+    for seed in 0..100 {
         let outcome = run(seed, &options);
         found.extend(outcome.violations.iter().map(|violation| violation.anomaly));
         if found.iter().any(|anomaly| expected.contains(anomaly)) {
@@ -117,4 +148,19 @@ fn a_reply_that_is_sent_twice_is_found() {
 #[test]
 fn a_wrong_bit_in_a_reply_is_found() {
     finds(Planted::WrongBit, &[Anomaly::WrongBytes]);
+}
+
+#[test]
+fn acknowledging_too_early_without_saying_so_is_found() {
+    finds(Planted::AsyncAsSync, &[Anomaly::LostWrite]);
+}
+
+#[test]
+fn reads_that_are_not_verified_are_found() {
+    finds(Planted::UnverifiedReads, &[Anomaly::WrongBytes]);
+}
+
+#[test]
+fn damage_that_is_kept_secret_is_found() {
+    finds(Planted::SilentDamage, &[Anomaly::Unreported]);
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod disk_trouble;
 mod house_rules;
 mod idle;
 mod long_polling;

@@ -6,6 +6,8 @@
 //! D3  A durable write makes the sectors it covers durable when it completes; `sync_file` makes the whole file and its
 //!     length durable. A length that was not made durable is lost or kept in a crash, as a whole.
 //! D4  A created, renamed or removed name survives a crash surely once `sync_dir` was called; before, by chance.
+//! D5  Room is taken by what is written for the first time, zeros included, and given back when a file is removed. Writing over
+//!     it, or setting a length, takes none: as on a file system that does not copy on write.
 //!
 //! The disk is shared: it outlives the rings that work on it, so a test can crash it, drop them and open it anew.
 
@@ -47,6 +49,12 @@ pub enum ReadFault {
     Io,
     /// One bit of what is returned, chosen by chance, is wrong; the medium is sound.
     FlipBit,
+    /// The bytes of another place of the file are returned, so many bytes away (the other way if the file ends there).
+    Misdirected {
+        by: i64,
+    },
+    /// Half of it comes, and then the end, though the file is longer.
+    Short,
     Slow(Duration),
 }
 
@@ -82,6 +90,8 @@ struct State {
     /// Writes counted by the faults before they strike.
     write_faults: VecDeque<(u64, WriteFault)>,
     read_faults: VecDeque<(u64, ReadFault)>,
+    /// Reads outside of any ring that still succeed before one fails.
+    sound_lookups: Option<u64>,
 }
 
 struct Write {
@@ -96,6 +106,10 @@ struct Write {
 struct Content {
     len: u64,
     len_durable: u64,
+    /// Room taken, as if files were written from their beginning.
+    taken: u64,
+    /// Pages whose reads get another page of the file until they are written again.
+    misdirected: BTreeMap<u64, u64>,
     /// Absent pages are zero.
     pages: BTreeMap<u64, Box<[u8]>>,
     /// What the medium holds of the sectors whose content is not durable.
@@ -110,7 +124,8 @@ impl Content {
             let at = offset + done as u64;
             let within = (at % PAGE_BYTES) as usize;
             let piece = (len - done).min(PAGE_BYTES as usize - within);
-            match self.pages.get(&(at / PAGE_BYTES)) {
+            let page = at / PAGE_BYTES;
+            match self.pages.get(self.misdirected.get(&page).unwrap_or(&page)) {
                 Some(page) => out[done..done + piece].copy_from_slice(&page[within..within + piece]),
                 None => out[done..done + piece].fill(0),
             }
@@ -126,6 +141,7 @@ impl Content {
             let within = (at % PAGE_BYTES) as usize;
             let piece = (data.len() - done).min(PAGE_BYTES as usize - within);
             let from = &data[done..done + piece];
+            self.misdirected.remove(&(at / PAGE_BYTES));
             // Zeroes over nothing stay nothing: segments are mostly that.
             if self.pages.contains_key(&(at / PAGE_BYTES)) || from.iter().any(|&byte| byte != 0) {
                 let page = self
@@ -171,6 +187,17 @@ impl Content {
     fn sync_all(&mut self) {
         self.unsynced.clear();
         self.len_durable = self.len;
+    }
+
+    /// Takes room up to `end`, or all that is left.
+    fn take_room(&mut self, end: u64, left: &mut Option<u64>) -> bool {
+        let wanted = end.saturating_sub(self.taken);
+        let got = left.map_or(wanted, |left| wanted.min(left));
+        if let Some(left) = left {
+            *left -= got;
+        }
+        self.taken += got;
+        got == wanted
     }
 
     fn set_len(&mut self, len: u64) {
@@ -268,6 +295,7 @@ impl SimDisk {
             ids: 0,
             direct: true,
             space_left: None,
+            sound_lookups: None,
             latency: (Duration::from_micros(20), Duration::from_micros(400)),
             write_faults: VecDeque::new(),
             read_faults: VecDeque::new(),
@@ -306,26 +334,33 @@ impl SimDisk {
 
     /// As `pread`: fewer bytes than asked for at the end of the file.
     pub fn read_at(&self, path: &Path, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        let sound_lookups = self.0.borrow().sound_lookups;
+        self.0.borrow_mut().sound_lookups = sound_lookups.and_then(|left| left.checked_sub(1));
+        if sound_lookups == Some(0) {
+            return Err(io::Error::other("the simulated disk stutters"));
+        }
         self.with(path, |content| content.read(offset, out))
     }
 
     /// As `pwrite`: not durable before `sync_file`.
     pub fn write_at(&self, path: &Path, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.spend(data.len() as u64)?;
+        self.take_room(path, offset + data.len() as u64)?;
         self.with(path, |content| content.write(offset, data))
     }
 
-    /// Zeroes a range, extending the file to its end: not durable before `sync_file`.
+    /// Zeroes a range, extending the file to its end: not durable before `sync_file`. Without room for all of it the beginning
+    /// is zeroed.
     pub fn zero_range(&self, path: &Path, from: u64, to: u64) -> io::Result<()> {
-        let grown = to.saturating_sub(self.len(path)?);
-        self.spend(grown)?;
+        let enough = self.take_room(path, to);
+        let to = if enough.is_ok() { to } else { self.with(path, |content| content.taken.clamp(from, to))? };
         self.with(path, |content| {
             let end_of_old = content.len.min(to);
             if from < end_of_old {
                 content.write(from, &vec![0; (end_of_old - from) as usize]);
             }
             content.len = content.len.max(to);
-        })
+        })?;
+        enough
     }
 
     pub fn set_len(&self, path: &Path, len: u64) -> io::Result<()> {
@@ -353,7 +388,13 @@ impl SimDisk {
     }
 
     pub fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.borrow_mut().names.remove(path).map(drop).ok_or(io::ErrorKind::NotFound.into())
+        let state = &mut *self.0.borrow_mut();
+        let id = state.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        // The content stays for those who have it open and for a crash that brings the name back; its room is free.
+        if let Some(left) = &mut state.space_left {
+            *left += state.files[&id].taken;
+        }
+        Ok(())
     }
 
     // What goes wrong.
@@ -371,9 +412,14 @@ impl SimDisk {
         let mood = Mood::draw(&mut random, tearing);
         let mut report = CrashReport::default();
         for (_, write) in std::mem::take(&mut state.in_flight) {
+            let offset = match write.fault {
+                Some(WriteFault::Lost) => continue,
+                Some(WriteFault::Misdirected { by }) => write.offset.saturating_add_signed(by),
+                _ => write.offset,
+            };
             if let Some(content) = state.files.get_mut(&write.file) {
                 // Its sectors reached the device, or the cache of it: their fate is that of unsynced ones.
-                content.write(write.offset, &write.data);
+                content.write(offset, &write.data);
             }
         }
         for content in state.files.values_mut() {
@@ -407,6 +453,21 @@ impl SimDisk {
         })?
     }
 
+    /// Puts bytes on the medium, for good: what somebody else's misdirected write does. The file does not grow.
+    pub fn scribble(&self, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(path, |content| {
+            let room = content.len.saturating_sub(offset).min(bytes.len() as u64);
+            content.put(offset, &bytes[..room as usize]);
+        })
+    }
+
+    /// From now on, until it is written again, reads of the 4 KiB page at `offset` get the one at `to`.
+    pub fn misdirect_reads(&self, path: &Path, offset: u64, to: u64) -> io::Result<()> {
+        self.with(path, |content| {
+            content.misdirected.insert(offset / PAGE_BYTES, to / PAGE_BYTES);
+        })
+    }
+
     /// The write through a ring that comes after `skip` others suffers this.
     pub fn fail_write(&self, skip: u64, fault: WriteFault) {
         self.0.borrow_mut().write_faults.push_back((skip, fault));
@@ -417,7 +478,12 @@ impl SimDisk {
         self.0.borrow_mut().read_faults.push_back((skip, fault));
     }
 
-    /// From now on so many bytes can be written, through a ring or not; then ENOSPC. `None` is no bound.
+    /// The read outside of any ring that comes after `skip` others fails, once; or none does.
+    pub fn fail_lookup(&self, skip: Option<u64>) {
+        self.0.borrow_mut().sound_lookups = skip;
+    }
+
+    /// From now on files can grow by so many bytes (D5), through a ring or not; then ENOSPC. `None` is no bound.
     pub fn set_space_left(&self, bytes: Option<u64>) {
         self.0.borrow_mut().space_left = bytes;
     }
@@ -468,13 +534,14 @@ impl SimDisk {
     }
 
     pub(super) fn finish_write(&self, id: WriteId) -> Result<(), Errno> {
-        let write = self.0.borrow_mut().in_flight.remove(&id).ok_or(Errno::Io)?;
-        if write.fault == Some(WriteFault::NoSpace) || self.spend(write.data.len() as u64).is_err() {
-            return Err(Errno::NoSpace);
-        }
         let state = &mut *self.0.borrow_mut();
+        let write = state.in_flight.remove(&id).ok_or(Errno::Io)?;
         let content = state.files.get_mut(&write.file).ok_or(Errno::Io)?;
         let mut offset = write.offset;
+        let end = offset + write.data.len() as u64;
+        if write.fault == Some(WriteFault::NoSpace) || !content.take_room(end, &mut state.space_left) {
+            return Err(Errno::NoSpace);
+        }
         match write.fault {
             Some(WriteFault::Lost) => return Ok(()),
             Some(WriteFault::Misdirected { by }) => offset = offset.saturating_add_signed(by),
@@ -516,6 +583,15 @@ impl SimDisk {
             return Err(Errno::Io);
         }
         let content = state.files.get(&file).ok_or(Errno::Io)?;
+        let offset = match fault {
+            Some(ReadFault::Misdirected { by }) => [by, -by]
+                .into_iter()
+                .filter_map(|by| offset.checked_add_signed(by))
+                .find(|other| other + len <= content.len)
+                .unwrap_or(offset),
+            _ => offset,
+        };
+        let len = if fault == Some(ReadFault::Short) { len / 2 } else { len };
         let present = content.len.saturating_sub(offset).min(len);
         let mut bytes = vec![0; present as usize];
         content.read(offset, &mut bytes);
@@ -532,11 +608,11 @@ impl SimDisk {
         Ok(act(state.files.get_mut(id).expect("a name has a file")))
     }
 
-    fn spend(&self, bytes: u64) -> io::Result<()> {
-        if let Some(left) = &mut self.0.borrow_mut().space_left {
-            *left = left.checked_sub(bytes).ok_or(io::ErrorKind::StorageFull)?;
-        }
-        Ok(())
+    fn take_room(&self, path: &Path, end: u64) -> io::Result<()> {
+        let state = &mut *self.0.borrow_mut();
+        let id = state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let content = state.files.get_mut(id).expect("a name has a file");
+        content.take_room(end, &mut state.space_left).then_some(()).ok_or(io::ErrorKind::StorageFull.into())
     }
 }
 

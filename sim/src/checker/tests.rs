@@ -138,3 +138,49 @@ fn bytes_tag_and_topic_are_those_that_were_sent() {
     checker.received(TopicId(0), id(70), 0, &body);
     assert_eq!(checker.violations().len(), 4);
 }
+
+#[test]
+fn an_end_that_may_be_lost_is_lost_as_a_whole_and_does_not_come_back() {
+    let cut = |end, from| {
+        let mut checker = checker();
+        checker.pulled(QUEUE, 0..5, &[], &first(5));
+        let lost = checker.cut(end, from);
+        (checker, lost)
+    };
+    let (mut checker, lost) = cut(3_000, 2_000);
+    assert_eq!((lost, checker.is_shortened(QUEUE)), (2, true));
+    // Their offsets are given again.
+    checker.acknowledged(id(5), QUEUE, 3, 3_000);
+    assert_eq!(
+        anomalies(checker, first(3).into_iter().chain([Seen { position: 3_000, ..seen(5, 3) }])),
+        [].into()
+    );
+    let (checker, _) = cut(3_000, 2_000);
+    assert_eq!(anomalies(checker, first(5)), [Anomaly::AbortedRead].into(), "what was lost came back");
+    let (checker, lost) = cut(2_000, 4_000);
+    assert_eq!(lost, 1);
+    assert_eq!(
+        anomalies(checker, first(2)),
+        [Anomaly::LostWrite, Anomaly::Phantom].into(),
+        "what was durable is lost"
+    );
+}
+
+#[test]
+fn offsets_lost_at_the_end_of_a_queue_may_be_given_again_and_others_not() {
+    let mut at_the_end = checker();
+    assert_eq!(at_the_end.lost(3_000..4_500), 2);
+    at_the_end.acknowledged(id(6), QUEUE, 3, 6_000);
+    assert!(at_the_end.violations().is_empty());
+    let mut in_between = checker();
+    assert_eq!(in_between.lost(3_000..3_500), 0);
+    in_between.acknowledged(id(6), QUEUE, 3, 6_000);
+    assert_eq!(in_between.violations()[0].anomaly, Anomaly::InconsistentOffset);
+}
+
+#[test]
+fn a_seen_message_that_is_gone_is_lost_and_a_phantom() {
+    let mut checker = checker();
+    checker.pulled(QUEUE, 4..5, &[], &[seen(4, 4)]);
+    assert_eq!(anomalies(checker, first(4)), [Anomaly::LostWrite, Anomaly::Phantom].into());
+}

@@ -62,9 +62,18 @@ struct Common {
     seed: u64,
     #[arg(long, default_value_t = 2)]
     shards: u16,
-    /// Small, so that the log rolls over during the run
-    #[arg(long, default_value = "16MiB")]
+    /// Small, so that the log rolls over often; a segment has to hold the longest message, so 4MiB is too small
+    #[arg(long, default_value = "8MiB")]
     segment_size: String,
+    /// Start the broker with the same flags each time, not with drawn ones (--pad-blocks, --tail-memory)
+    #[arg(long)]
+    same_flags: bool,
+    /// One more argument for the broker, like --broker-arg=--retention-size=64MiB; as often as wanted
+    #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
+    broker_arg: Vec<String>,
+    /// What these arguments make the broker delete from the beginning of its queues is not lost
+    #[arg(long)]
+    may_delete: bool,
     /// A fault comes after at most this many acknowledged messages
     #[arg(long, default_value_t = 3000)]
     messages: u64,
@@ -141,6 +150,9 @@ impl Run {
                 flush: if is_planted { "async" } else { "sync" },
                 messages: common.messages,
                 stop_when_found: is_selftest,
+                arguments: common.broker_arg,
+                is_mixed: !common.same_flags,
+                may_delete: common.may_delete,
             },
             disk,
             verbose: common.verbose,
@@ -232,11 +244,17 @@ fn summary(run: &Run, totals: &Totals) -> String {
     let counted: Vec<String> =
         counted.map(|kind| format!("{} {}", totals.count(*kind), kind.name())).collect();
     let first = totals.first_violation.map(|cycle| format!(", first in cycle {cycle}")).unwrap_or_default();
+    let deleted = if run.settings.may_delete {
+        format!(", {} deleted as announced", totals.deleted)
+    } else {
+        String::new()
+    };
     format!(
-        "{}{}: {} cycles, {} acknowledged, {}{first}, {} consumed; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
+        "{}{}: {} cycles ({} with a start that was cut too), {} acknowledged, {}{first}, {} consumed{deleted}; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
         if totals.is_interrupted { "interrupted: " } else { "" },
         run.name,
         totals.cycles,
+        totals.cut_starts,
         totals.load.acknowledged,
         counted.join(", "),
         totals.load.consumed,
@@ -263,6 +281,7 @@ fn json(run: &Run, totals: &Totals, started: Instant) -> serde_json::Value {
         "commits_acknowledged": totals.load.commits,
         "topics_acknowledged": totals.load.topics,
         "stored": totals.stored,
+        "deleted": totals.deleted,
         "violations": violations,
         "first_violation_in_cycle": totals.first_violation,
         "restart_ms_p50": p50 as u64,

@@ -44,6 +44,12 @@ pub struct Settings {
     pub messages: u64,
     /// Ends the run at the first cycle with a violation.
     pub stop_when_found: bool,
+    /// For each start of the broker.
+    pub arguments: Vec<String>,
+    /// Each start has flags of its own besides, drawn.
+    pub is_mixed: bool,
+    /// Messages may be deleted from the beginning of queues.
+    pub may_delete: bool,
 }
 
 /// What a run came to.
@@ -63,6 +69,8 @@ pub struct Totals {
     pub log_bytes: u64,
     /// Messages in the logs at the end.
     pub stored: u64,
+    /// Acknowledged messages that were deleted in due course.
+    pub deleted: u64,
     pub unmount_retries: u64,
     /// Ended by Ctrl-C.
     pub is_interrupted: bool,
@@ -130,19 +138,28 @@ pub fn run(
     stop: &AtomicBool,
     mut watch: impl FnMut(&Cycle<'_>),
 ) -> Result<Totals, Failure> {
-    let spec = Spec::new(
+    let mut spec = Spec::new(
         settings.broker.clone(),
         data,
         settings.shards,
         settings.segment_size.clone(),
         settings.flush,
     );
+    spec.arguments.clone_from(&settings.arguments);
     let addresses = spec.addresses();
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut history = History::default();
     let mut totals = Totals::default();
 
-    let mut process = Process::spawn(&spec)?;
+    let mut spec_of_start = |rng: &mut StdRng| {
+        if settings.is_mixed {
+            let pad = ["true", "false"][usize::from(rng.random_ratio(3, 4))];
+            let tail = ["16MiB", "64MiB"][usize::from(rng.random_ratio(1, 2))];
+            spec.drawn = ["--pad-blocks", pad, "--tail-memory", tail].map(str::to_owned).to_vec();
+        }
+        spec.clone()
+    };
+    let mut process = Process::spawn(&spec_of_start(&mut rng))?;
     process.wait_ready()?;
     load::make_load_topics(&addresses, &mut history)?;
     for number in 1..=settings.cycles {
@@ -174,17 +191,20 @@ pub fn run(
         if was_start_cut {
             let usual = totals.restarts.last().copied().unwrap_or(Duration::from_millis(100));
             let switch = Switch::arm(fault)?;
-            process = Process::spawn(&spec)?;
+            process = Process::spawn(&spec_of_start(&mut rng))?;
             thread::sleep(usual.mul_f64(cut_after));
             switch.strike(&mut process, None)?;
             fault.repair()?;
             totals.cut_starts += 1;
         }
-        process = Process::spawn(&spec)?;
+        process = Process::spawn(&spec_of_start(&mut rng))?;
         let restart = process.wait_ready().map_err(Failure::during(format!("cycle {number}, restart")))?;
         let survey = survey(&addresses).map_err(|failure| {
             Failure(format!("cycle {number}, survey: {}\n{}", failure.0, process.kill()))
         })?;
+        if settings.may_delete {
+            totals.deleted += history.forget_deleted(&survey);
+        }
         let violations = check(&history, &survey);
         history.settle(&survey);
 

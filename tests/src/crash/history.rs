@@ -110,6 +110,25 @@ pub struct Survey {
 }
 
 impl History {
+    /// What lies before the beginning of its queue was deleted in due course: nothing is promised of it any more. Gives the
+    /// number of acknowledged messages among it.
+    pub fn forget_deleted(&mut self, survey: &Survey) -> u64 {
+        let begins = |queue: &QueueKey| survey.queues.get(queue).map_or(0, |contents| contents.min);
+        let mut deleted = 0;
+        for attempt in self.attempts.values_mut().flatten() {
+            if let Fate::Acknowledged(offset) = attempt.fate
+                && offset < begins(&attempt.queue)
+            {
+                attempt.fate = Fate::Unknown;
+                deleted += 1;
+            }
+        }
+        for (queue, seen) in &mut self.seen {
+            *seen = seen.split_off(&begins(queue));
+        }
+        deleted
+    }
+
     /// What was surveyed is what holds from now on: it counts as seen, and a violation is counted once.
     pub fn settle(&mut self, survey: &Survey) {
         let mut places = BTreeMap::new();

@@ -24,6 +24,9 @@ pub struct Spec {
     pub flush: &'static str,
     pub port: u16,
     pub name_server_port: u16,
+    pub arguments: Vec<String>,
+    /// Arguments that change from start to start.
+    pub drawn: Vec<String>,
 }
 
 impl Spec {
@@ -35,7 +38,8 @@ impl Spec {
         flush: &'static str,
     ) -> Self {
         let (port, name_server_port) = (ports::free_for_shards(shards), ports::free());
-        Self { program, data, shards, segment_size, flush, port, name_server_port }
+        let (arguments, drawn) = (Vec::new(), Vec::new());
+        Self { program, data, shards, segment_size, flush, port, name_server_port, arguments, drawn }
     }
 
     /// Where the shards listen.
@@ -63,6 +67,7 @@ impl Process {
         command.arg("--data").arg(&spec.data).args(["--listen", &local(spec.port)]);
         command.args(["--embedded-namesrv", &local(spec.name_server_port)]);
         command.args(["--shards", &spec.shards.to_string()]).args(["--segment-size", &spec.segment_size]);
+        command.args(&spec.arguments).args(&spec.drawn);
         command.args(["--flush", spec.flush]).env_remove("RUST_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Ctrl-C is for this program, which then ends the broker and cleans up.

@@ -106,6 +106,11 @@ fn survey_queue(connection: &mut Raw, queue: QueueKey) -> Result<(QueueContents,
             let remark = answer.remark.unwrap_or_default();
             return Err(Failure(format!("a pull at {next} of {} makes no progress: {remark}", contents.max)));
         }
+        if answer.code == ResponseCode::PULL_OFFSET_MOVED.0 {
+            // Deleted while it was read: it begins there now.
+            contents.messages.clear();
+            contents.min = pulled.next;
+        }
         contents.messages.extend(pulled.messages);
         (next, log_end) = (pulled.next, log_end.max(pulled.log_end));
     }

@@ -163,15 +163,69 @@ fn each_fault_strikes_the_write_it_was_meant_for() {
 }
 
 #[test]
+fn a_misdirected_write_stays_misdirected_in_a_crash_and_a_lost_one_lost() {
+    for seed in 0..50 {
+        let (disk, id) = disk(seed, 4 * BLOCK as u64);
+        disk.fail_write(0, WriteFault::Misdirected { by: 2 * BLOCK as i64 });
+        disk.fail_write(1, WriteFault::Lost);
+        disk.begin_write(id, 0, Bytes::from(vec![1; BLOCK]), true);
+        disk.begin_write(id, BLOCK as u64, Bytes::from(vec![2; BLOCK]), true);
+        disk.crash(seed);
+        let content = content(&disk);
+        assert!(content[..2 * BLOCK].iter().chain(&content[3 * BLOCK..]).all(|&byte| byte == 0));
+    }
+}
+
+#[test]
 fn space_ends_and_comes_back() {
     let (disk, id) = disk(4, 4 * BLOCK as u64);
     disk.set_space_left(Some(BLOCK as u64 + 100));
-    assert_eq!(write(&disk, id, 0, 1, true), Ok(()));
-    assert_eq!(write(&disk, id, 0, 2, true), Err(Errno::NoSpace));
-    let refused = disk.zero_range(&path(), 0, 5 * BLOCK as u64).unwrap_err();
+    assert_eq!(write(&disk, id, 0, 1, true), Ok(()), "what is there already takes no room");
+    let refused = disk.zero_range(&path(), 0, 6 * BLOCK as u64).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(disk.len(&path()).unwrap(), 5 * BLOCK as u64 + 100, "as far as there was room");
+    assert_eq!(write(&disk, id, 5 * BLOCK as u64, 2, true), Err(Errno::NoSpace));
+    let other = Path::new("/log/other");
+    disk.create(other).unwrap();
+    assert_eq!(disk.write_at(other, 0, &[1]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    disk.remove(&path()).unwrap();
+    disk.write_at(other, 0, &[1; BLOCK]).unwrap();
     disk.set_space_left(None);
-    assert_eq!(write(&disk, id, 0, 3, true), Ok(()));
+    disk.write_at(other, 0, &[1; 100 * BLOCK]).unwrap();
+}
+
+#[test]
+fn a_misdirected_read_gives_another_place_once_or_until_it_is_written() {
+    let (disk, id) = disk(6, 4 * BLOCK as u64);
+    for page in 0..4 {
+        write(&disk, id, page * BLOCK as u64, page as u8, true).unwrap();
+    }
+    let read = |page: u64| {
+        let (_, fault) = disk.begin_read();
+        disk.finish_read(id, page * BLOCK as u64, BLOCK as u64, fault).unwrap()[0]
+    };
+    disk.fail_read(0, ReadFault::Misdirected { by: BLOCK as i64 });
+    disk.fail_read(2, ReadFault::Misdirected { by: BLOCK as i64 });
+    assert_eq!([read(1), read(1), read(3)], [2, 1, 2], "the file ends behind the last");
+    disk.misdirect_reads(&path(), BLOCK as u64, 3 * BLOCK as u64).unwrap();
+    disk.crash(1);
+    assert_eq!([read(1), read(1), content(&disk)[BLOCK]], [3; 3]);
+    write(&disk, id, BLOCK as u64, 9, true).unwrap();
+    assert_eq!([read(1), read(3)], [9, 3]);
+    disk.scribble(&path(), 3 * BLOCK as u64, &[7; 2 * BLOCK]).unwrap();
+    assert_eq!((read(3), disk.len(&path()).unwrap()), (7, 4 * BLOCK as u64));
+}
+
+#[test]
+fn a_short_read_is_half_and_a_lookup_fails_once() {
+    let (disk, id) = disk(7, BLOCK as u64);
+    disk.fail_read(0, ReadFault::Short);
+    let (_, fault) = disk.begin_read();
+    assert_eq!(disk.finish_read(id, 0, BLOCK as u64, fault).unwrap().len(), BLOCK / 2);
+    disk.fail_lookup(Some(1));
+    let mut byte = [0];
+    let results: Vec<bool> = (0..3).map(|_| disk.read_at(&path(), 0, &mut byte).is_ok()).collect();
+    assert_eq!(results, [true, false, true]);
 }
 
 #[test]

@@ -132,3 +132,14 @@ fn a_violation_is_counted_once_and_a_survey_is_remembered() {
     let kinds: Vec<_> = check(&history, &survey(queue(10, &[0, 1]))).into_iter().map(|v| v.kind).collect();
     assert_eq!(kinds, [Kind::Lost, Kind::Phantom]);
 }
+
+#[test]
+fn what_was_deleted_at_the_beginning_is_not_lost_and_nothing_else_is_excused() {
+    let late = survey(queue(12, &[2, 3]));
+    assert_eq!(kinds(&late), [Kind::Lost, Kind::Lost, Kind::Phantom]);
+    let mut history = history();
+    assert_eq!(history.forget_deleted(&late), 2);
+    assert_eq!(check(&history, &late), []);
+    let lost_behind = check(&history, &survey(queue(12, &[2])));
+    assert_eq!(lost_behind.into_iter().map(|violation| violation.kind).collect::<Vec<_>>(), [Kind::Lost]);
+}
