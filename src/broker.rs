@@ -179,6 +179,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
                 bytes: config.retention.bytes.map(|bytes| bytes / u64::from(data.shards())),
                 ..config.retention
             },
+            scrub_bytes_per_s: config.scrub_bytes_per_s,
             sealed: ready.sealed.clone(),
             topics: ready.topics.clone(),
             inbox,

@@ -81,6 +81,11 @@ pub struct Settings {
     /// What may be deleted when it is due: what no group that is online has still to consume, or anything [default: consumed]
     #[arg(long, value_enum)]
     retention: Option<Delete>,
+    /// How fast each shard reads its old segments, round and round, to find damage before a consumer does, like 8MiB a second;
+    /// 0: never [default: 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size_or_none")]
+    scrub_rate: Option<u64>,
     /// Memory of each shard for recent messages, like 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
@@ -128,6 +133,8 @@ pub struct Config {
     pub segment_bytes: Option<u64>,
     pub tail_bytes: u64,
     pub retention: Retention,
+    /// Bytes a second and shard; 0: never.
+    pub scrub_bytes_per_s: u64,
 }
 
 /// One line that says what is wrong with the settings and what to do.
@@ -178,6 +185,7 @@ impl Settings {
             retention_time: self.retention_time.or(file.retention_time),
             retention_size: self.retention_size.or(file.retention_size),
             retention: self.retention.or(file.retention),
+            scrub_rate: self.scrub_rate.or(file.scrub_rate),
         }
     }
 
@@ -222,6 +230,7 @@ impl Settings {
                 bytes: self.retention_size,
                 forced: self.retention == Some(Delete::Force),
             },
+            scrub_bytes_per_s: self.scrub_rate.unwrap_or(8 << 20),
         })
     }
 }
@@ -373,6 +382,8 @@ mod tests {
         let config = resolve("", "retention-time = \"90s\"").unwrap();
         assert_eq!(config.retention.age, Duration::from_secs(90));
         assert_eq!((config.retention.bytes, config.retention.forced), (None, false));
+        assert_eq!(config.scrub_bytes_per_s, 8 << 20);
+        assert_eq!(resolve("--scrub-rate 0", "scrub-rate = \"1MiB\"").unwrap().scrub_bytes_per_s, 0);
         assert!(
             parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err()
         );

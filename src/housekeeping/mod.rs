@@ -8,6 +8,7 @@
 //! K2  A shard's channel is bounded on both sides, and neither side ever waits for the other.
 
 mod registration;
+mod scrub;
 mod segments;
 
 use crate::driver::{FromShard, ToShard};
@@ -18,6 +19,7 @@ use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::Waker;
 use ringmq_storage::{IndexHeader, LogConfig};
 pub use segments::Retention;
+use scrub::scrub;
 use segments::{Job, keep};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ pub struct ShardLink {
     pub directory: PathBuf,
     pub log: LogConfig,
     pub retention: Retention,
+    /// How fast sealed segments are read to see whether they are still right; 0: not at all.
+    pub scrub_bytes_per_s: u64,
     /// Segments that are sealed at the start.
     pub sealed: Vec<IndexHeader>,
     pub topics: Vec<TopicConfig>,
@@ -108,6 +112,9 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
         // No bound is needed: a shard has only so many full segments.
         let (jobs, to_do) = mpsc::unbounded_channel();
         tokio::task::spawn_local(keep(shards.clone(), index, to_do));
+        if shards[index].scrub_bytes_per_s > 0 {
+            tokio::task::spawn_local(scrub(shards.clone(), index, jobs.clone()));
+        }
         jobs
     };
     let keepers: Vec<mpsc::UnboundedSender<Job>> = (0..shards.len()).map(start_keeper).collect();
