@@ -294,21 +294,14 @@ impl Checker {
         self.unreadable.push(range);
     }
 
-    /// The broker said that this stretch of the log is lost. What is lost at the end of a queue leaves no trace there: its
+    /// The broker said that this stretch of the log is lost. A queue that lost all of its messages leaves no trace: its
     /// offsets are given again. Gives the number of offsets for which that may happen.
     pub fn lost(&mut self, range: Range<u64>) -> u64 {
         self.lost.push(range);
-        let (mut gone, mut survivor) = (BTreeSet::new(), None);
-        for (place, placed) in self.placed.iter().rev() {
-            if survivor == Some(place.0) {
-                continue;
-            }
-            if is_in(&self.lost, placed.position) {
-                gone.insert(*place);
-            } else {
-                survivor = Some(place.0);
-            }
-        }
+        let is_lost = |placed: &Placed| is_in(&self.lost, placed.position);
+        let survivors: BTreeSet<Queue> =
+            self.placed.iter().filter(|(_, placed)| !is_lost(placed)).map(|(place, _)| place.0).collect();
+        let gone = self.placed.keys().filter(|place| !survivors.contains(&place.0)).copied().collect();
         self.forget(&gone);
         gone.len() as u64
     }

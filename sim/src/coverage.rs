@@ -21,7 +21,7 @@ pub struct Coverage {
     pub stutters_reported: u64,
     /// Acknowledged messages that were allowed to be lost with the end of the log, and were.
     pub lost_at_end: u64,
-    /// Offsets of messages that were lost by corruption at the end of a queue: they may be given again.
+    /// Offsets of queues that lost all of their messages by corruption: they may be given again.
     pub free_again: u64,
     pub async_lives: u64,
     pub segments: u64,

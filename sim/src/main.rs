@@ -98,7 +98,7 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         coverage.lost_at_end
     );
     println!(
-        "corruption: {} blocks made wrong for good, {} reported, {} of nothing that clients know; {} reads gone wrong, {} reported, the others just before a crash; {} lines about damage; {} offsets lost at the end of a queue, to be given again",
+        "corruption: {} blocks made wrong for good, {} reported, {} of nothing that clients know; {} reads gone wrong, {} reported, the others just before a crash; {} lines about damage; {} offsets of queues of which nothing is left, to be given again",
         corruption.injected,
         corruption.reported,
         corruption.unknown,

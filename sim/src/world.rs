@@ -41,8 +41,6 @@ const SECOND: u64 = 1_000 * MILLI;
 const ANSWER_NANOS: u64 = 30 * SECOND;
 /// Longest time that a stop may take.
 const STOP_NANOS: u64 = 10 * SECOND;
-/// A broker that takes so long to stop has not waited for its disk.
-const STOP_GRACE_NANOS: u64 = 2 * SECOND;
 /// How long a sound disk takes, at least and at most.
 const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(400));
 /// Number of the producer that asks whether sends are taken again.
@@ -515,14 +513,13 @@ impl World {
         self.coverage.stops += 1;
         self.trouble.is_stopping = true;
         self.broker.as_mut().expect("it is alive").housekeeping.stop();
-        let begun = self.now();
-        let until = begun + STOP_NANOS;
+        let until = self.now() + STOP_NANOS;
         while self.step(until) {
             if self.now() >= until {
                 return self.checker.report(Anomaly::Stuck, "the broker does not stop");
             }
         }
-        self.is_flushed = !self.trouble.log_failed && self.now() - begun < STOP_GRACE_NANOS;
+        self.is_flushed = !self.trouble.log_failed;
     }
 
     /// Cuts the power, and lets some time go by.

@@ -468,7 +468,9 @@ impl<R: Ring> Driver<R> {
     fn has_stopped(&self, now: Now) -> bool {
         self.stop_by.is_some_and(|by| {
             let silent = self.connections.iter().flatten().all(|open| open.connection.unsent_bytes() == 0);
-            now.monotonic >= by || (self.shard.is_quiet() && silent && self.files.is_quiet())
+            // Not while a write is under way, which is at most one turn after there was one to make; but a peer that takes no
+            // goodbye, or a disk without room for more, is not waited for.
+            self.files.is_quiet() && ((self.shard.is_quiet() && silent) || now.monotonic >= by)
         })
     }
 }

@@ -264,6 +264,7 @@ impl Shard {
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.expire_holds(fx);
         self.write_checkpoint();
+        self.seal_segments(fx);
         self.release_segments(fx);
         if self.groups.has_clients() && self.now.monotonic_ms >= self.scan_clients_at_ms {
             self.scan_clients_at_ms = self.now.monotonic_ms + CLIENT_SCAN_MS;

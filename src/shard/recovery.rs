@@ -6,7 +6,7 @@ use super::checkpoint::Checkpoints;
 use super::cold::ColdReads;
 use super::groups::Groups;
 use super::hold::Holds;
-use super::limits::INDEX_CACHE_PAGES;
+use super::limits::{FROZEN_SEGMENTS_MAX, INDEX_CACHE_PAGES};
 use super::locks::Locks;
 use super::lookups::Lookups;
 use super::offsets::Offsets;
@@ -19,12 +19,13 @@ use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_storage::{
-    ChainPoint, CommitLog, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
-    Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentStore, Visitor, open_indexes, push_keys,
-    rebuild_index, recover, seal,
+    ChainPoint, CommitLog, Damage, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
+    Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentIndex, SegmentStore, Visitor, open_indexes,
+    push_keys, rebuild_index, recover, seal,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 
 /// A shard that is ready for its first turn, and what was found in its log.
 pub struct Boot {
@@ -38,6 +39,9 @@ pub struct Boot {
 
 /// Lines about records that make no sense, beyond which they are only counted.
 const PROBLEMS_MAX: usize = 100;
+
+/// No stored message is shorter.
+const MESSAGE_BYTES_MIN: u64 = 91;
 
 /// What the log says, as far as it was read.
 struct State {
@@ -55,7 +59,12 @@ struct State {
     segments_sealed: usize,
     /// The newest index from before this reading does not go to the end of its segment.
     is_newest_stale: bool,
+    notes: Vec<String>,
     problems: Vec<String>,
+    /// Full segments whose index could not be written.
+    unsealed: VecDeque<Arc<SegmentIndex>>,
+    /// How many offsets of a queue, by `QueueIx`, damage may have taken since the queue was last heard of.
+    doubt: Vec<u64>,
     /// The queue of the last message: neighbours in the log are often neighbours in a queue.
     last_queue: Option<(Box<str>, QueueId, QueueIx)>,
 }
@@ -72,6 +81,7 @@ impl Shard {
         let (headers, mut notes, lost) = prepare_indexes(&log_config, store, progress)?;
         let (mut state, mut recovered, report) = read_log(&config, &log_config, store, headers)?;
         state.problems.extend(lost);
+        notes.append(&mut state.notes);
         if state.segments_sealed > 0 {
             notes.push(format!("indexes of {} full segments were written", state.segments_sealed));
         }
@@ -79,6 +89,12 @@ impl Shard {
             [(names::MSG_REGION, REGION), (names::TRACE_ON, "true"), (names::CLUSTER, &config.cluster_name)];
         let own_properties = properties::encode(own).expect("names and values without separators").into();
         let unique_keys = UniqueKeys::new(config.address.ip(), config.address.port(), config.key_salt);
+        for (queue, offsets) in state.doubt.iter().enumerate().filter(|(_, offsets)| **offsets > 0) {
+            // No offset is ever given twice: those that the damage may have taken are left out.
+            if !state.queues[queue].is_removed {
+                state.index.skip(QueueIx(queue as u32), *offsets);
+            }
+        }
         for (queue, state_of) in state.queues.iter_mut().enumerate().filter(|(_, queue)| !queue.is_removed) {
             // What recovery found is on disk, so it is there for consumers.
             state_of.visible = state.index.max(QueueIx(queue as u32));
@@ -102,7 +118,7 @@ impl Shard {
             cold: ColdReads::new(log_config.segment_bytes),
             log: CommitLog::new(log_config, recovered),
             index: state.index,
-            frozen: VecDeque::new(),
+            frozen: state.unsealed,
             sealed,
             lookups: Lookups::default(),
             checkpoints: state.checkpoints,
@@ -216,7 +232,10 @@ impl State {
             sealed_end,
             segments_sealed: 0,
             is_newest_stale: false,
+            notes: Vec::new(),
             problems: Vec::new(),
+            unsealed: VecDeque::new(),
+            doubt: Vec::new(),
             last_queue: None,
         };
         for topic in system_topics(&config.cluster_name, &config.broker_name, config.auto_create_topics) {
@@ -228,6 +247,7 @@ impl State {
     fn apply_message(&mut self, position: PhysicalOffset, message: &StoredMessage<'_>) -> Result<(), String> {
         let queue = self.queue(message.topic(), message.queue_id());
         let offset = message.queue_offset();
+        self.is_known(queue);
         if position < self.sealed_end {
             self.index.pass(queue, offset, position);
             return Ok(());
@@ -254,6 +274,13 @@ impl State {
         let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
         self.last_queue = Some((name.into(), queue_id, queue));
         queue
+    }
+
+    /// A queue says how far it is: damage before this took no offset from here on.
+    fn is_known(&mut self, queue: QueueIx) {
+        if let Some(offsets) = self.doubt.get_mut(queue.0 as usize) {
+            *offsets = 0;
+        }
     }
 
     fn apply_setting(
@@ -295,6 +322,7 @@ impl State {
                 for (queue_id, mark) in marks {
                     let queue = self.queue(topic, queue_id);
                     self.index.set_mark(queue, mark);
+                    self.is_known(queue);
                 }
             }
             kind::CHECKPOINT_BEGIN => self.checkpoints.on_begin(before),
@@ -328,10 +356,30 @@ impl<S: SegmentStore> Visitor<S> for State {
             return Ok(true);
         }
         let index = self.index.freeze(ended.blocks, ended.end, self.checkpoints.replay_from);
-        let header = seal(store, &self.log, &index)?;
-        self.index.on_sealed(base);
-        self.sealed.push(header);
-        self.segments_sealed += 1;
-        Ok(true)
+        if self.unsealed.is_empty() {
+            match seal(store, &self.log, &index) {
+                Ok(header) => {
+                    self.index.on_sealed(base);
+                    self.sealed.push(header);
+                    self.segments_sealed += 1;
+                    return Ok(true);
+                }
+                Err(error) => {
+                    self.notes.push(format!("the index of segment {base} cannot be written yet: {error}"));
+                }
+            }
+        }
+        // A full disk keeps nobody from starting: what does not fit there stays in memory, and is tried again.
+        if self.unsealed.len() == FROZEN_SEGMENTS_MAX {
+            return Err(io::Error::other("the indexes of this many segments do not fit in memory"));
+        }
+        self.unsealed.push_back(index);
+        Ok(false)
+    }
+
+    fn damaged(&mut self, damage: Damage) {
+        let most = damage.bytes / MESSAGE_BYTES_MIN;
+        self.doubt.resize(self.queues.len(), 0);
+        self.doubt.iter_mut().for_each(|offsets| *offsets += most);
     }
 }

@@ -330,7 +330,6 @@ impl Shard {
     pub fn on_written(&mut self, block: BlockSeq, result: Result<(), String>, fx: &mut Effects) {
         if let Some(advance) = self.log.on_written(block, result.map_err(WriteError)) {
             self.acknowledge(advance.block, fx);
-            self.seal_segments(fx);
         }
         if let Some(reason) = self.log.poisoned() {
             if !self.has_reported_poison {

@@ -219,7 +219,7 @@ impl QueueIndex {
             if queue.born.0 == u64::MAX {
                 (queue.first, queue.born) = (offset.0, entry.position);
             }
-        } else if offset.0 > queue.next {
+        } else if offset.0 > queue.run.first + queue.run.entries.len() as u64 {
             let before =
                 std::mem::replace(&mut queue.run, Run { first: offset.0, entries: Chunks::default() });
             queue.earlier.push(Earlier::Active(before));
@@ -269,6 +269,14 @@ impl QueueIndex {
         queue.first = mark.first.0;
         queue.born = mark.born;
         queue.next = queue.next.max(mark.next.0);
+    }
+
+    /// Gives up the next offsets of a queue: they may have been those of messages that are lost.
+    pub fn skip(&mut self, ix: QueueIx, count: u64) {
+        let queue = &mut self.queues[ix.0 as usize];
+        if queue.next > 0 {
+            queue.next += count;
+        }
     }
 
     /// The offset that the next message gets.

@@ -69,6 +69,9 @@ pub trait Visitor<S> {
 
     /// All records of a segment were visited, and another one follows. True if its blocks need not stay in memory.
     fn segment_ended(&mut self, ended: SegmentEnd, store: &mut S) -> io::Result<bool>;
+
+    /// Records that come here in the log are lost, and will not be visited.
+    fn damaged(&mut self, _damage: Damage) {}
 }
 
 /// For whoever wants the records alone.
@@ -252,7 +255,13 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
 
     fn run(&mut self, visitor: &mut dyn Visitor<S>) -> Result<(), RecoverError> {
         loop {
-            let unread = match self.step()? {
+            let mut step = self.step()?;
+            if let Step::None { .. } = step {
+                // A disk may stutter: nothing is cut or called damaged at bytes that were read only once.
+                self.reader.forget();
+                step = self.step()?;
+            }
+            let unread = match step {
                 Step::Block(header) => {
                     self.accept(header, visitor)?;
                     continue;
@@ -262,7 +271,9 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
             match self.search()? {
                 Search::GoesOnAt(header) => {
                     let bytes = header.position.0 - self.end.position.0;
-                    self.report.damaged.push(Damage { position: self.end.position, bytes });
+                    let damage = Damage { position: self.end.position, bytes };
+                    self.report.damaged.push(damage);
+                    visitor.damaged(damage);
                     self.accept(header, visitor)?;
                 }
                 // R2: what could not be read might have been durable.

@@ -78,6 +78,12 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
         self.store
     }
 
+    /// Whatever is asked for next comes from the disk.
+    pub(super) fn forget(&mut self) {
+        self.window_bytes = 0;
+        self.verified = None;
+    }
+
     /// The block at a position, if there is a whole one.
     pub(super) fn block(&mut self, position: u64) -> Result<Result<Block<'_>, Gap>, RecoverError> {
         let identity = self.config.identity();
