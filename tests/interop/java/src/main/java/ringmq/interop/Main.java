@@ -50,6 +50,7 @@ public final class Main {
         SCENARIOS.put("pull", Pulling::pull);
         SCENARIOS.put("query_offsets", Pulling::queryOffsets);
         SCENARIOS.put("view_by_id", Pulling::viewById);
+        SCENARIOS.put("find", Finding::find);
         SCENARIOS.put("offsets_save", Offsets::save);
         SCENARIOS.put("offsets_check", Offsets::check);
     }
