@@ -69,7 +69,8 @@ impl Checkpoints {
 
     /// True if it is time for one, with the log at `end`.
     fn is_due(&self, end: u64, segment_bytes: u64) -> bool {
-        let Some(begin) = self.last_begin else { return end % segment_bytes >= segment_bytes / 16 * 15 };
+        // The first one is not missed either by a log whose messages leave no end that small in any segment.
+        let Some(begin) = self.last_begin else { return end >= segment_bytes / 16 * 15 };
         let segments = end / segment_bytes - begin / segment_bytes;
         let is_late = segments >= 2 || (segments == 1 && end % segment_bytes >= segment_bytes / 16 * 15);
         is_late && end - begin >= 8 * self.last_bytes
@@ -160,5 +161,32 @@ impl Shard {
     /// K3: the oldest segment that the next start needs.
     pub(super) fn oldest_needed(&self) -> SegmentBase {
         SegmentBase::of(self.checkpoints.replay_from.position, self.log.config().segment_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ends of segments that a log jumps over: five messages of 1 MiB do not fit into 5 MiB with their headers.
+    #[test]
+    fn a_checkpoint_is_due_in_time_though_the_log_never_is_near_the_end_of_a_segment() {
+        const MIB: u64 = 1 << 20;
+        let mut checkpoints = Checkpoints::default();
+        let due = |checkpoints: &Checkpoints, end| checkpoints.is_due(end * MIB, 5 * MIB);
+        assert_eq!([1, 4, 6, 9].map(|end| due(&checkpoints, end)), [false, false, true, true]);
+        checkpoints.last_begin = Some(6 * MIB);
+        assert_eq!([9, 11, 14, 16].map(|end| due(&checkpoints, end)), [false, false, false, true]);
+    }
+
+    #[test]
+    fn a_checkpoint_is_due_near_the_end_of_each_segment_unless_the_last_one_was_large() {
+        let mut checkpoints = Checkpoints::default();
+        let due = |checkpoints: &Checkpoints, end| checkpoints.is_due(end, 1600);
+        assert_eq!([1499, 1500, 1599].map(|end| due(&checkpoints, end)), [false, true, true]);
+        checkpoints.last_begin = Some(1550);
+        assert_eq!([1599, 1600, 3099, 3100].map(|end| due(&checkpoints, end)), [false, false, false, true]);
+        checkpoints.last_bytes = 200;
+        assert_eq!([3100, 3149, 3150].map(|end| due(&checkpoints, end)), [false, false, true]);
     }
 }
