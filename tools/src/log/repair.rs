@@ -23,7 +23,7 @@ const SECTOR_BYTES: usize = 4096;
 pub enum Copied {
     Now(PathBuf),
     Before(PathBuf),
-    /// None of its bytes can be read: the files are gone.
+    /// Its file is gone, or what can be read of it are zeros.
     Nothing,
 }
 
@@ -113,7 +113,15 @@ fn copy(files: &ShardFiles, damage: Damage, is_dry: bool) -> Result<Copied, LogE
         return Ok(Copied::Before(path));
     }
     let pieces = pieces(files, damage);
-    if pieces.is_empty() {
+    let mut has_content = false;
+    for piece in &pieces {
+        let mut look = |bytes: &[u8]| {
+            has_content |= bytes.iter().any(|byte| *byte != 0);
+            Ok(())
+        };
+        piece.read(&mut look).map_err(LogError::at(&piece.path))?;
+    }
+    if !has_content {
         return Ok(Copied::Nothing);
     }
     if is_dry {
@@ -125,7 +133,8 @@ fn copy(files: &ShardFiles, damage: Damage, is_dry: bool) -> Result<Copied, LogE
         let mut out = File::create(&aside)?;
         out.set_len(damage.bytes)?;
         for piece in &pieces {
-            piece.copy(&mut out)?;
+            out.seek(SeekFrom::Start(piece.to))?;
+            piece.read(&mut |bytes| out.write_all(bytes))?;
         }
         out.sync_all()?;
         fs::rename(&aside, &path)?;
@@ -164,9 +173,8 @@ fn pieces(files: &ShardFiles, damage: Damage) -> Vec<Piece> {
 }
 
 impl Piece {
-    fn copy(&self, out: &mut File) -> io::Result<()> {
+    fn read(&self, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let from = File::open(&self.path)?;
-        out.seek(SeekFrom::Start(self.to))?;
         let mut buffer = vec![0; STEP_BYTES];
         let (mut at, end) = (self.from, self.from + self.bytes);
         while at < end {
@@ -180,7 +188,7 @@ impl Piece {
                     }
                 }
             }
-            out.write_all(bytes)?;
+            take(bytes)?;
             at += step as u64;
         }
         Ok(())

@@ -231,7 +231,7 @@ fn print_repair(repair: &Repair, is_dry: bool) -> std::io::Result<()> {
             Copied::Now(path) if is_dry => format!("shard {shard}: would copy {what} to {}", path.display()),
             Copied::Now(path) => format!("shard {shard}: copied {what} to {}", path.display()),
             Copied::Before(path) => format!("shard {shard}: {what} are in {} already", path.display()),
-            Copied::Nothing => format!("shard {shard}: {what} are gone with their file, nothing to copy"),
+            Copied::Nothing => format!("shard {shard}: of {what} nothing is left to copy"),
         })?;
     }
     for index in &repair.indexes {
