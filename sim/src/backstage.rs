@@ -10,7 +10,8 @@ use ringmq::driver::{Backstage, FromShard, ToShard};
 use ringmq::shard::News;
 use ringmq_ring::sim::{Random, SimDisk};
 use ringmq_storage::{
-    ChainPoint, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, index_path, rebuild_index, seal,
+    ChainPoint, Damage, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, index_path,
+    rebuild_index, seal,
 };
 use std::sync::Arc;
 
@@ -183,8 +184,11 @@ impl Housekeeping {
                 Due::Rebuild(segment, replay_from) => {
                     let mut store = SimStore(self.disk.clone());
                     let rebuilt = rebuild_index(&mut store, &self.log, segment, replay_from);
-                    let result =
-                        rebuilt.map(|(header, _)| Box::new(header)).map_err(|error| error.to_string());
+                    let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
+                        let range = |damage: &Damage| damage.position.0..damage.position.0 + damage.bytes;
+                        self.lines.damaged.extend(damaged.iter().map(range));
+                        Box::new(header)
+                    });
                     self.tell(ToShard::Rebuilt { segment, result });
                 }
             }

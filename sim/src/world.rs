@@ -20,7 +20,7 @@ use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_ring::Ring;
 use ringmq_ring::sim::{Random, SimConfig, SimDisk, SimNet, SimRing};
-use ringmq_storage::LogConfig;
+use ringmq_storage::{LogConfig, RecoverError};
 
 use crate::admin::Admin;
 use crate::backstage::{ADDRESS, Housekeeping, LOG_DIR, SimStore};
@@ -39,8 +39,10 @@ const SECOND: u64 = 1_000 * MILLI;
 /// Longest time in which everything has to be answered once nothing goes wrong any more: the longest hold, and room
 /// for zeroing to be tried again.
 const ANSWER_NANOS: u64 = 30 * SECOND;
-/// Longest time that a stop may take.
-const STOP_NANOS: u64 = 10 * SECOND;
+/// Longest time that a stop may take, with a disk as slow as it gets.
+const STOP_NANOS: u64 = 60 * SECOND;
+/// A broker whose disk takes longer to stop is ended by its housekeeping thread.
+const STOP_PATIENCE_NANOS: u64 = 10 * SECOND;
 /// How long a sound disk takes, at least and at most.
 const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(400));
 /// Number of the producer that asks whether sends are taken again.
@@ -300,7 +302,14 @@ impl World {
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
         let mut store = SimStore(self.disk.clone());
-        let boot = match Shard::boot(config, log.clone(), &mut store, wall_ms, &mut |_| {}) {
+        let mut boot = || Shard::boot(config.clone(), log.clone(), &mut store, wall_ms, &mut |_| {});
+        let mut booted = boot();
+        if let Err(RecoverError::Index { .. }) = booted {
+            // An index is damaged, and there is no room for another: the operator makes some.
+            self.disk.set_space_left(None);
+            booted = boot();
+        }
+        let boot = match booted {
             Ok(boot) => boot,
             Err(error) => {
                 self.checker.report(Anomaly::Stuck, format!("the broker does not start: {error}"));
@@ -519,7 +528,7 @@ impl World {
                 return self.checker.report(Anomaly::Stuck, "the broker does not stop");
             }
         }
-        self.is_flushed = !self.trouble.log_failed;
+        self.is_flushed = !self.trouble.log_failed && self.now() < until - STOP_NANOS + STOP_PATIENCE_NANOS;
     }
 
     /// Cuts the power, and lets some time go by.

@@ -64,10 +64,15 @@ pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: Unboun
     let mut check = tokio::time::interval(RETENTION_CHECK);
     loop {
         tokio::select! {
-            job = jobs.recv() => match job {
-                Some(job) => keeper.work(job).await,
-                None => return,
-            },
+            job = jobs.recv() => {
+                let Some(job) = job else { return };
+                let is_kept = matches!(job, Job::Kept { .. });
+                keeper.work(job).await;
+                // Asked again at once the shard would say the same, over and over: the next check is soon enough.
+                if is_kept {
+                    continue;
+                }
+            }
             _ = check.tick() => {}
         }
         keeper.ask_for_release();
@@ -80,8 +85,8 @@ struct Keeper<'a> {
     sealed: VecDeque<Sealed>,
     /// The segment that the shard was asked to release.
     asked: Option<SegmentBase>,
-    /// The segment that was last said to be kept though it is due.
-    told_of: Option<SegmentBase>,
+    /// The segment that was last said to be kept though it is due, and why.
+    told_of: Option<(SegmentBase, String)>,
 }
 
 impl Keeper<'_> {
@@ -90,15 +95,17 @@ impl Keeper<'_> {
             Job::Seal(index) => self.seal(index).await,
             Job::Rebuild { segment, replay_from } => self.rebuild(segment, replay_from).await,
             Job::Released(segment) => self.remove(segment).await,
-            Job::Kept { segment, reason } => {
-                self.asked = None;
-                if self.told_of.replace(segment) != Some(segment) {
-                    log(
-                        false,
-                        &format!("{}: segment {segment} is due and kept: {reason}", self.shard.broker_name),
-                    );
-                }
-            }
+            Job::Kept { segment, reason } => self.on_kept(segment, reason),
+        }
+    }
+
+    fn on_kept(&mut self, segment: SegmentBase, reason: String) {
+        self.asked = None;
+        let told = (segment, reason);
+        if self.told_of.as_ref() != Some(&told) {
+            let (name, (segment, reason)) = (&self.shard.broker_name, &told);
+            log(false, &format!("{name}: segment {segment} is due and kept: {reason}"));
+            self.told_of = Some(told);
         }
     }
 

@@ -82,6 +82,10 @@ impl Stretch {
         self.bytes.slice(from..from + len as usize)
     }
 
+    fn rest(&self, position: PhysicalOffset) -> &[u8] {
+        self.bytes.get((position.0 - self.start.0) as usize..).unwrap_or_default()
+    }
+
     fn range(&self, range: LogRange) -> Seen {
         match self.blocks.binary_search_by_key(&range.block, |block| block.start) {
             Ok(_) => Seen::Bytes(self.slice(range.position, range.len)),
@@ -247,7 +251,7 @@ impl Shard {
                 fx.log_error(format!(
                     "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
                     self.config.broker_name,
-                    read.start,
+                    stretch.next,
                     self.damaged_bytes(&stretch)
                 ));
                 self.on_stretch(read.purpose, &stretch, fx);
@@ -257,25 +261,26 @@ impl Shard {
 
     /// C1: every block against its checksum. The result is what is to be said of the first one.
     fn check(&self, start: PhysicalOffset, is_exact: bool, bytes: Bytes) -> (Stretch, Result<(), Wrong>) {
-        let identity = self.log.config().identity();
         let mut stretch = Stretch { start, bytes, blocks: Vec::new(), next: start };
-        if !is_exact {
-            stretch.next = self.next_block(&stretch, start.0);
-        }
         loop {
-            let from = (stretch.next.0 - start.0) as usize;
-            let rest = stretch.bytes.get(from..).unwrap_or_default();
-            let header = BlockHeader::read(rest, identity, stretch.next).map_err(Wrong::Block);
-            let checked = header.and_then(|header| match header.verify(rest) {
-                Ok(_) => Ok(header),
-                Err(BlockError::Short) => Err(Wrong::Longer(header.block_bytes() as u32)), // below BLOCK_BYTES_LIMIT
-                Err(error) => Err(Wrong::Block(error)),
-            });
-            match checked {
+            // Between the end of a block and the next sector there is a block, the remains of one that was cut, or zeros.
+            let end = stretch.next;
+            let sector = end.0.next_multiple_of(u64::from(self.log.config().sector_bytes));
+            let mut block = self.block_at(&stretch, end);
+            let may_be_later = !is_exact || !stretch.blocks.is_empty();
+            if block.is_err() && may_be_later && sector > end.0 {
+                let later = self.block_at(&stretch, PhysicalOffset(sector));
+                let is_empty =
+                    || stretch.rest(end).iter().take((sector - end.0) as usize).all(|byte| *byte == 0);
+                if later.is_ok() || is_empty() {
+                    (block, stretch.next) = (later, PhysicalOffset(sector));
+                }
+            }
+            match block {
                 Ok(header) => {
                     let len = header.block_bytes() as u32; // below BLOCK_BYTES_LIMIT
                     stretch.blocks.push(BlockSpan { start: stretch.next, len });
-                    stretch.next = self.next_block(&stretch, header.end());
+                    stretch.next = PhysicalOffset(header.end());
                 }
                 Err(problem) => {
                     let first = if stretch.blocks.is_empty() { Err(problem) } else { Ok(()) };
@@ -285,26 +290,22 @@ impl Shard {
         }
     }
 
-    /// How far the damage at the start of a stretch goes: to the next right block.
-    fn damaged_bytes(&self, stretch: &Stretch) -> usize {
-        let is_block = |from: &usize| {
-            let (rest, position) = (&stretch.bytes[*from..], stretch.start.0 + *from as u64);
-            let header = BlockHeader::read(rest, self.log.config().identity(), PhysicalOffset(position));
-            header.is_ok_and(|header| header.verify(rest).is_ok())
-        };
-        let len = stretch.bytes.len();
-        (BLOCK_ALIGN..len).step_by(BLOCK_ALIGN).find(is_block).unwrap_or(len)
+    fn block_at(&self, stretch: &Stretch, position: PhysicalOffset) -> Result<BlockHeader, Wrong> {
+        let rest = stretch.rest(position);
+        let header = BlockHeader::read(rest, self.log.config().identity(), position).map_err(Wrong::Block)?;
+        match header.verify(rest) {
+            Ok(_) => Ok(header),
+            Err(BlockError::Short) => Err(Wrong::Longer(header.block_bytes() as u32)), // below BLOCK_BYTES_LIMIT
+            Err(error) => Err(Wrong::Block(error)),
+        }
     }
 
-    /// Where the block begins that follows one that ended at `end`: there, or in the next sector.
-    fn next_block(&self, stretch: &Stretch, end: u64) -> PhysicalOffset {
-        let is_block = |position: u64| {
-            let from = (position - stretch.start.0) as usize;
-            let rest = stretch.bytes.get(from..).unwrap_or_default();
-            BlockHeader::read(rest, self.log.config().identity(), PhysicalOffset(position)).is_ok()
-        };
-        let sector = end.next_multiple_of(u64::from(self.log.config().sector_bytes));
-        PhysicalOffset(if !is_block(end) && is_block(sector) { sector } else { end })
+    /// How far the damage at the start of a stretch goes: to the next right block.
+    fn damaged_bytes(&self, stretch: &Stretch) -> u64 {
+        let end = stretch.start.0 + stretch.bytes.len() as u64;
+        let mut positions = (stretch.next.0 + BLOCK_ALIGN as u64..end).step_by(BLOCK_ALIGN);
+        let next = positions.find(|position| self.block_at(stretch, PhysicalOffset(*position)).is_ok());
+        next.unwrap_or(end).saturating_sub(stretch.next.0)
     }
 
     fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {

@@ -78,9 +78,12 @@ impl Shard {
         booted_ms: i64,
         progress: &mut dyn FnMut(String),
     ) -> Result<Boot, RecoverError> {
-        let (headers, mut notes, lost) = prepare_indexes(&log_config, store, progress)?;
-        let (mut state, mut recovered, report) = read_log(&config, &log_config, store, headers)?;
+        let Prepared { headers, mut notes, lost, damaged } = prepare_indexes(&log_config, store, progress)?;
+        let (mut state, mut recovered, mut report) = read_log(&config, &log_config, store, headers)?;
         state.problems.extend(lost);
+        report.damaged.extend(damaged);
+        report.damaged.sort_unstable_by_key(|damage| damage.position);
+        report.damaged.dedup();
         notes.append(&mut state.notes);
         if state.segments_sealed > 0 {
             notes.push(format!("indexes of {} full segments were written", state.segments_sealed));
@@ -150,15 +153,25 @@ impl Shard {
     }
 }
 
-/// The indexes that there are, those that are missing rebuilt; with what was done, and what is lost.
+/// What is known before the log is read.
+struct Prepared {
+    /// Of all sealed segments, oldest first.
+    headers: Vec<IndexHeader>,
+    notes: Vec<String>,
+    /// Segments that are gone, a line each.
+    lost: Vec<String>,
+    damaged: Vec<Damage>,
+}
+
+/// Opens the indexes that there are, and writes those anew that are missing.
 fn prepare_indexes<S: SegmentStore>(
     log: &LogConfig,
     store: &mut S,
     progress: &mut dyn FnMut(String),
-) -> Result<(Vec<IndexHeader>, Vec<String>, Vec<String>), RecoverError> {
+) -> Result<Prepared, RecoverError> {
     let found = open_indexes(store, log)?;
     let mut headers = found.sealed;
-    let (mut notes, mut lost) = (Vec::new(), Vec::new());
+    let (mut notes, mut lost, mut all_damaged) = (Vec::new(), Vec::new(), Vec::new());
     let count = found.to_rebuild.len();
     for (number, (base, problem)) in found.to_rebuild.into_iter().enumerate() {
         progress(format!("writing the index of segment {base} anew, {} of {count}: {problem}", number + 1));
@@ -169,12 +182,11 @@ fn prepare_indexes<S: SegmentStore>(
         match rebuild_index(store, log, base, replay_from) {
             Ok((header, damaged)) => {
                 notes.push(format!("the index of segment {base} was written anew: {problem}"));
-                lost.extend(damaged.iter().map(|damage| {
-                    format!("{} bytes of the log at {} are damaged", damage.bytes, damage.position)
-                }));
+                all_damaged.extend(damaged);
                 headers.insert(at, header);
             }
-            Err(error) => lost.push(format!("segment {base} has no index and cannot be read: {error}")),
+            // Without it consumers would pass over the segment as if it held nothing.
+            Err(error) => return Err(error),
         }
     }
     for header in found.lost {
@@ -184,7 +196,7 @@ fn prepare_indexes<S: SegmentStore>(
             "segment {base} is missing: its {messages} messages are lost, readers go on behind it"
         ));
     }
-    Ok((headers, notes, lost))
+    Ok(Prepared { headers, notes, lost, damaged: all_damaged })
 }
 
 /// Reads the log from the newest complete checkpoint on; from an older one if that stretch of the log is damaged.

@@ -8,6 +8,7 @@ use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::properties::names;
 use ringmq_protocol::types::{PhysicalOffset, TagsCode};
 
+use crate::block::BlockHeader;
 use crate::config::LogConfig;
 use crate::key_table::{KeyHash, TopicHash};
 use crate::queue_index::{Entry, QueueIndex};
@@ -15,6 +16,7 @@ use crate::record::Record;
 use crate::recover::{Damage, RecoverError, SegmentEnd, SegmentStore, Visitor, list_segments, scan_segment};
 use crate::sealed::{ChainPoint, IndexHeader, PAGE_BYTES, SegmentIndex, write_index};
 use crate::segment::{SegmentBase, SegmentBlocks};
+use crate::tail::{MEMORY_ALIGN, aligned_buffer};
 
 /// Name of the file of a segment's index.
 pub(crate) fn index_file_name(segment: SegmentBase) -> String {
@@ -104,7 +106,27 @@ pub fn rebuild_index<S: SegmentStore>(
     let index = rebuild.index.freeze(blocks, scanned.end, replay_from);
     let header =
         seal(store, config, &index).map_err(|source| RecoverError::Index { segment: base, source })?;
-    Ok((header, report.damaged))
+    let mut damaged = report.damaged;
+    let end = index.end.position.0;
+    if follows(store, config, base, &index.end) == Some(false) {
+        damaged.push(Damage { position: index.end.position, bytes: base.0 + config.segment_bytes - end });
+    }
+    Ok((header, damaged))
+}
+
+/// Whether the segment behind goes on where this one ends; `None` if its first block does not tell.
+fn follows<S: SegmentStore>(
+    store: &mut S,
+    config: &LogConfig,
+    base: SegmentBase,
+    end: &ChainPoint,
+) -> Option<bool> {
+    let next = base.0 + config.segment_bytes;
+    let mut sector = aligned_buffer(MEMORY_ALIGN);
+    sector.resize(MEMORY_ALIGN, 0);
+    store.read_at(SegmentBase(next), 0, &mut sector).ok()?;
+    let header = BlockHeader::read(&sector, config.identity(), PhysicalOffset(next)).ok()?;
+    Some(header.previous_crc == end.previous_crc)
 }
 
 struct Rebuild {

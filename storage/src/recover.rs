@@ -183,6 +183,7 @@ pub fn scan_segment<S: SegmentStore>(
     let mut segments = list_segments(store, config)?;
     segments.retain(|(segment, _)| *segment == base);
     let mut walk = Walk::new(store, config, &segments, None);
+    walk.is_whole_log = false;
     walk.run(visitor)?;
     let Walk { end, blocks, report, .. } = walk;
     Ok((Recovered { end, blocks }, RecoveryReport { end: end.position, ..report }))
@@ -208,6 +209,8 @@ struct Walk<'a, S> {
     end: ChainPoint,
     /// Whether `end` says what the checksum of the block before is.
     is_chain_known: bool,
+    /// The log ends where the walk ends.
+    is_whole_log: bool,
     /// The segment of the last block accepted.
     segment: Option<SegmentBase>,
     blocks: BlockIndex,
@@ -246,11 +249,18 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
             end: from.unwrap_or(unknown),
             // The block before the oldest segment is gone with its segment; what it was cannot be asked.
             is_chain_known: start == 0 || from.is_some(),
+            is_whole_log: true,
             segment: None,
             blocks: BlockIndex::new(config.segment_bytes),
             report: RecoveryReport { segments: segments.len(), ..RecoveryReport::default() },
             reader: Reader::new(store, segments, config),
         }
+    }
+
+    /// End of the segment that the walk has come to.
+    fn segment_end(&self) -> u64 {
+        let segment = SegmentBase::of(self.end.position, self.config.segment_bytes);
+        segment.0 + self.config.segment_bytes
     }
 
     fn run(&mut self, visitor: &mut dyn Visitor<S>) -> Result<(), RecoverError> {
@@ -276,9 +286,17 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
                     visitor.damaged(damage);
                     self.accept(header, visitor)?;
                 }
-                // R2: what could not be read might have been durable.
-                Search::End if unread.is_some() => return Err(unread.expect("just looked at").into()),
-                Search::End => return Ok(()),
+                Search::End => match unread {
+                    // R2: what could not be read might have been durable.
+                    Some(unread) if self.is_whole_log => return Err(unread.into()),
+                    // More segments follow, so it was.
+                    Some(_) => {
+                        let bytes = self.segment_end() - self.end.position.0;
+                        self.report.damaged.push(Damage { position: self.end.position, bytes });
+                        return Ok(());
+                    }
+                    None => return Ok(()),
+                },
             }
         }
     }
