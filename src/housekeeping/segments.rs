@@ -59,24 +59,9 @@ impl Sealed {
 /// Works for one shard until its jobs end.
 pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: UnboundedReceiver<Job>) {
     let shard = &shards[index];
-    let mut keeper =
-        Keeper { shard, sealed: shard.sealed.iter().map(Sealed::of).collect(), asked: None, told_of: None };
-    let mut check = tokio::time::interval(RETENTION_CHECK);
-    loop {
-        tokio::select! {
-            job = jobs.recv() => {
-                let Some(job) = job else { return };
-                let is_kept = matches!(job, Job::Kept { .. });
-                keeper.work(job).await;
-                // Asked again at once the shard would say the same, over and over: the next check is soon enough.
-                if is_kept {
-                    continue;
-                }
-            }
-            _ = check.tick() => {}
-        }
-        keeper.ask_for_release();
-    }
+    let sealed = shard.sealed.iter().map(Sealed::of).collect();
+    let mut keeper = Keeper { shard, sealed, asked: None, told_of: None };
+    keeper.serve(&mut jobs).await;
 }
 
 struct Keeper<'a> {
@@ -90,6 +75,25 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
+    async fn serve(&mut self, jobs: &mut UnboundedReceiver<Job>) {
+        let mut check = tokio::time::interval(RETENTION_CHECK);
+        loop {
+            tokio::select! {
+                job = jobs.recv() => {
+                    let Some(job) = job else { return };
+                    let is_kept = matches!(job, Job::Kept { .. });
+                    self.work(job).await;
+                    // Asked again at once the shard would say the same, over and over: the next check is soon enough.
+                    if is_kept {
+                        continue;
+                    }
+                }
+                _ = check.tick() => {}
+            }
+            self.ask_for_release();
+        }
+    }
+
     async fn work(&mut self, job: Job) {
         match job {
             Job::Seal(index) => self.seal(index).await,
@@ -201,3 +205,6 @@ impl Retention {
         format!("its last message is older than {hours:.1} hours{bytes}")
     }
 }
+
+#[cfg(test)]
+mod tests;
