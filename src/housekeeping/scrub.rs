@@ -11,8 +11,8 @@ use super::segments::Job;
 use super::{ShardLink, log};
 use ringmq_protocol::types::PhysicalOffset;
 use ringmq_storage::{
-    ChainPoint, Damage, Found, FsStore, IndexFile, IndexHeader, IndexProblem, LogConfig, PAGE_BYTES,
-    SegmentBase, SegmentScan, SegmentStore, index_path, read_index_header, segment_path,
+    Damage, Found, FsStore, IndexFile, IndexHeader, IndexProblem, LogConfig, PAGE_BYTES, SegmentBase,
+    SegmentScan, SegmentStore, index_path, read_index_header, segment_path,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -114,14 +114,8 @@ impl Scrub<'_> {
             }
             // A header that was damaged now is still what it was when it was read.
             let Some(header) = self.headers.get(&base).cloned() else { continue };
-            let is_next = |before: &ChainPoint| {
-                let last = PhysicalOffset(before.position.0.saturating_sub(1));
-                let bytes = self.files.config.segment_bytes;
-                SegmentBase::of(last, bytes).0 + bytes == base.0
-            };
-            let chain = before.filter(is_next);
             let scan =
-                SegmentScan::new(&self.files.config, base, file_bytes, chain, Some(header.end.position));
+                SegmentScan::new(&self.files.config, base, file_bytes, before, Some(header.end.position));
             before = self.segment(base, scan).await.then_some(header.end);
             self.index(header).await;
             self.figures.segments += 1;

@@ -38,7 +38,8 @@ const CACHE_PAGES: usize = 1024;
 #[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
     Block(Block<'a>),
-    /// No right block here, but the segment goes on behind it.
+    /// No right block here, but the segment goes on behind it. Of no bytes if there is a right block that does not follow the one
+    /// before.
     Gap(Damage),
     End,
 }
@@ -64,7 +65,7 @@ pub struct SegmentScan {
 }
 
 impl SegmentScan {
-    /// `before`: the end of the segment before, if it is known. `until`: the end of this segment's last block, if it is known,
+    /// `before`: where the log was before, if it is known; not looked at unless that is in the segment directly before. `until`: the end of this segment's last block, if it is known,
     /// as it is of a sealed one; otherwise a gap is only reported where a block behind it proves that it had been durable.
     pub fn new(
         config: &LogConfig,
@@ -74,6 +75,11 @@ impl SegmentScan {
         until: Option<PhysicalOffset>,
     ) -> Self {
         let is_first = base.0 == 0;
+        let ends_here = |before: &ChainPoint| {
+            let last = PhysicalOffset(before.position.0.saturating_sub(1));
+            SegmentBase::of(last, config.segment_bytes).0 + config.segment_bytes == base.0
+        };
+        let before = before.filter(ends_here);
         Self {
             config: config.clone(),
             base,
@@ -474,3 +480,6 @@ fn is_without_gaps(blocks: &SegmentBlocks, config: &LogConfig) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

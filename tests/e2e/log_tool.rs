@@ -390,7 +390,9 @@ fn the_scrub_finds_what_nobody_reads() {
         broker.stop();
         broker.restart();
     }
-    until("the scrub has been round", || says(&broker, &[damaged, index_line, "was written anew", "scrubbed"]));
+    until("the scrub has been round", || {
+        says(&broker, &[damaged, index_line, "was written anew", "scrubbed"])
+    });
     let errors = broker.errors();
     let line = errors.lines().find(|line| line.contains(damaged)).unwrap();
     let at: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();

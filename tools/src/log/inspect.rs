@@ -69,7 +69,6 @@ pub fn inspect<E: From<LogError>>(
                 _ => {}
             }
         }
-        // A segment that cannot begin where this one ends begins anew.
         before = scan.chain();
     }
     Ok(())
