@@ -270,8 +270,9 @@ impl Shard {
             let may_be_later = !is_exact || !stretch.blocks.is_empty();
             if block.is_err() && may_be_later && sector > end.0 {
                 let later = self.block_at(&stretch, PhysicalOffset(sector));
-                let is_empty =
-                    || stretch.rest(end).iter().take((sector - end.0) as usize).all(|byte| *byte == 0);
+                // What was not read is not known to be empty: the next block may begin right behind the last one.
+                let gap = stretch.rest(end).get(..(sector - end.0) as usize);
+                let is_empty = || gap.is_some_and(|gap| gap.iter().all(|byte| *byte == 0));
                 if later.is_ok() || is_empty() {
                     (block, stretch.next) = (later, PhysicalOffset(sector));
                 }

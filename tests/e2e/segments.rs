@@ -11,10 +11,12 @@ use ringmq_client::{
     Client, ConsumeFrom, Message, MessageExt, MessageKey, MessageQueue, PullConsumer, QueueOffset,
 };
 use ringmq_protocol::code::RequestCode;
+use ringmq_protocol::message::messages;
+use ringmq_protocol::request::ViewMessageByIdRequest;
 use ringmq_tests::{Broker, Options, PATIENCE, Raw, TempDir};
 use tokio::task::JoinSet;
 
-use crate::requests::{bodies, heartbeat, max_offset, pull, send, store};
+use crate::requests::{heartbeat, max_offset, pull, send, store};
 
 const MIB: u64 = 1 << 20;
 const TOPICS: [&str; 3] = ["Alpha", "Beta", "Gamma"];
@@ -426,8 +428,13 @@ fn read_from_zero(raw: &mut Raw) -> (Vec<i64>, BTreeSet<i64>) {
         if response.code == ringmq_client::ResponseCode::PULL_OFFSET_MOVED.0 {
             moved.push(next);
         } else {
-            for (body, offset) in bodies(&response).iter().zip(at..) {
-                assert!(*body == vec![offset as u8; WATCHED_BYTES]);
+            for (message, offset) in messages(&response.body).zip(at..) {
+                let message = message.unwrap();
+                assert!(message.body() == vec![offset as u8; WATCHED_BYTES]);
+                // By its place too: behind a block that is larger than what is read at a time.
+                let request = ViewMessageByIdRequest { topic: None, offset: message.physical_offset() };
+                let viewed = raw.call(RequestCode::VIEW_MESSAGE_BY_ID, &request, bytes::Bytes::new());
+                assert!(viewed.code == 0 && viewed.body == message.as_bytes(), "{:?}", viewed.remark);
                 got.insert(offset);
             }
         }
