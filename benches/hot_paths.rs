@@ -6,12 +6,12 @@
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use ringmq::shard::{ConnectionId, Effects, FlushDiskType, Shard, ShardConfig, Time, limits};
+use ringmq::shard::{ConnectionId, Effects, FlushDiskType, News, Shard, ShardConfig, Time, limits};
 use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::code::RequestCode;
 use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
 use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, pull_flag};
-use ringmq_storage::{LogConfig, MemoryStore};
+use ringmq_storage::{LogConfig, MemoryStore, seal};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ const BODY_BYTES: usize = 128;
 /// A shard on a disk that takes no time: writes are complete as soon as they are submitted.
 struct Fast {
     shard: Shard,
+    log: LogConfig,
     fx: Effects,
 }
 
@@ -36,9 +37,10 @@ impl Fast {
             key_salt: 1,
         };
         let log = LogConfig { record_bytes_max: limits::RECORD_BYTES_MAX as u32, ..LogConfig::default() };
-        let mut shard = Shard::boot(config, log, &mut MemoryStore::default(), 0, &mut |_| {}).unwrap().shard;
+        let mut shard =
+            Shard::boot(config, log.clone(), &mut MemoryStore::default(), 0, &mut |_| {}).unwrap().shard;
         shard.begin_turn(Time { monotonic_ms: 1, wall_ms: 1_700_000_000_000 });
-        Fast { shard, fx: Effects::default() }
+        Fast { shard, log, fx: Effects::default() }
     }
 
     /// With this many queues that hold a message.
@@ -60,7 +62,13 @@ impl Fast {
         while let Some(write) = self.shard.next_write() {
             self.shard.on_written(write.block, Ok(()), &mut self.fx);
         }
-        self.fx.news.clear();
+        for news in self.fx.news.drain(..) {
+            // Full segments are sealed as in a broker, only not to a disk: that is part of the cost of a message.
+            if let News::Seal(index) = news {
+                let mut store = MemoryStore::default();
+                self.shard.on_sealed(seal(&mut store, &self.log, &index).expect("memory has no errors"));
+            }
+        }
         self.fx.replies.drain(|_, head, body| {
             black_box((head, body));
         });

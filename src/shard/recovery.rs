@@ -19,9 +19,9 @@ use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_storage::{
-    ChainPoint, CommitLog, Damage, Entry, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
+    ChainPoint, CommitLog, Damage, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
     Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentIndex, SegmentStore, Visitor, open_indexes,
-    push_keys, rebuild_index, recover, seal,
+    push_message, rebuild_index, recover, seal,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -264,10 +264,7 @@ impl State {
             self.index.pass(queue, offset, position);
             return Ok(());
         }
-        let entry = Entry::of(position, message);
-        self.index.push_at(queue, offset, entry).map_err(|error| error.to_string())?;
-        push_keys(&mut self.index, position, message);
-        Ok(())
+        push_message(&mut self.index, queue, position, message).map_err(|error| error.to_string())
     }
 
     fn queue(&mut self, name: &str, queue_id: QueueId) -> QueueIx {

@@ -1,8 +1,8 @@
 //! A list that grows without copying: small as a vector, then in chunks of a fixed size.
 
-const CHUNK: usize = 1024;
+const CHUNK: usize = 256;
 
-/// Memory is at most twice what the items take below 1024 of them, and one chunk more than they take beyond.
+/// Memory is at most twice what the items take below 256 of them, and one chunk more than they take beyond.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunks<T> {
     full: Vec<Box<[T]>>,

@@ -5,13 +5,12 @@ use std::io;
 use std::sync::Arc;
 
 use ringmq_protocol::message::StoredMessage;
-use ringmq_protocol::properties::names;
 use ringmq_protocol::types::{PhysicalOffset, TagsCode};
 
 use crate::block::BlockHeader;
 use crate::config::LogConfig;
-use crate::key_table::{KeyHash, TopicHash};
-use crate::queue_index::{Entry, QueueIndex};
+use crate::key_table::KeyHash;
+use crate::queue_index::{Entry, OffsetUsed, QueueIndex, QueueIx};
 use crate::record::Record;
 use crate::recover::{Damage, RecoverError, SegmentEnd, SegmentStore, Visitor, list_segments, scan_segment};
 use crate::sealed::{ChainPoint, IndexHeader, PAGE_BYTES, SegmentIndex, write_index};
@@ -136,15 +135,7 @@ struct Rebuild {
 impl<S> Visitor<S> for Rebuild {
     fn record(&mut self, record: Record<'_>, _before: ChainPoint) {
         let Record::Message { position, message } = record else { return };
-        let queue = self.index.queue(message.topic(), message.queue_id());
-        let entry = Entry::of(position, &message);
-        // A topic that was deleted and made again in this segment: the later messages are the ones that count.
-        if self.index.push_at(queue, message.queue_offset(), entry).is_err() {
-            self.index.remove_topic(message.topic());
-            let queue = self.index.queue(message.topic(), message.queue_id());
-            self.index.push_at(queue, message.queue_offset(), entry).expect("a new queue takes any offset");
-        }
-        push_keys(&mut self.index, position, &message);
+        take_message(&mut self.index, position, &message);
     }
 
     fn segment_ended(&mut self, _ended: SegmentEnd, _store: &mut S) -> io::Result<bool> {
@@ -152,22 +143,63 @@ impl<S> Visitor<S> for Rebuild {
     }
 }
 
-impl Entry {
-    /// The entry of a stored message.
-    pub fn of(position: PhysicalOffset, message: &StoredMessage<'_>) -> Self {
-        let size = message.as_bytes().len() as u32; // smaller than a block
-        Entry { position, size, tags_code: TagsCode::of(message.property(names::TAGS).unwrap_or_default()) }
+/// Adds a message as the log of one segment shows it. True if its topic must have been deleted and made again since the messages
+/// before: those do not count any more.
+pub(crate) fn take_message(
+    index: &mut QueueIndex,
+    position: PhysicalOffset,
+    message: &StoredMessage<'_>,
+) -> bool {
+    let queue = index.queue(message.topic(), message.queue_id());
+    let is_again = push_message(index, queue, position, message).is_err();
+    if is_again {
+        index.remove_topic(message.topic());
+        let queue = index.queue(message.topic(), message.queue_id());
+        push_message(index, queue, position, message).expect("a new queue takes any offset");
+    }
+    is_again
+}
+
+/// What the index takes from a message's properties, found in one pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Indexed<'a> {
+    pub tags: &'a str,
+    pub unique_key: &'a str,
+    pub keys: &'a str,
+}
+
+impl<'a> Indexed<'a> {
+    pub fn of(message: &StoredMessage<'a>) -> Self {
+        let mut indexed = Self::default();
+        for (name, value) in message.properties().raw() {
+            let text = || std::str::from_utf8(value).unwrap_or_default();
+            match name {
+                b"TAGS" => indexed.tags = text(),
+                b"UNIQ_KEY" => indexed.unique_key = text(),
+                b"KEYS" => indexed.keys = text(),
+                _ => {}
+            }
+        }
+        indexed
     }
 }
 
-/// Notes the keys under which a stored message can be found: its unique key, and each word of its KEYS.
-pub fn push_keys(index: &mut QueueIndex, position: PhysicalOffset, message: &StoredMessage<'_>) {
-    let topic = TopicHash::of(message.topic());
-    let unique_key = message.property(names::UNIQ_KEY).unwrap_or_default();
-    let keys = message.property(names::KEYS).unwrap_or_default();
+/// Adds a stored message, with its keys, to the index of the active segment.
+pub fn push_message(
+    index: &mut QueueIndex,
+    queue: QueueIx,
+    position: PhysicalOffset,
+    message: &StoredMessage<'_>,
+) -> Result<(), OffsetUsed> {
+    let size = message.as_bytes().len() as u32; // smaller than a block
+    let Indexed { tags, unique_key, keys } = Indexed::of(message);
+    let entry = Entry { position, size, tags_code: TagsCode::of(tags) };
+    index.push_at(queue, message.queue_offset(), entry)?;
+    let topic = index.topic_hash(queue);
     for key in keys_of(unique_key, keys) {
         index.push_key(KeyHash::of(topic, key.as_bytes()), position);
     }
+    Ok(())
 }
 
 /// The keys of a message: the unique key, and each word of KEYS.

@@ -45,7 +45,7 @@ pub use data_dir::{
     DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, Wanted, index_path, prepare, remove_segment,
     segment_path,
 };
-pub use indexes::{Indexes, keys_of, open_indexes, push_keys, rebuild_index, seal};
+pub use indexes::{Indexes, keys_of, open_indexes, push_message, rebuild_index, seal};
 pub use key_table::{KeyHash, TopicHash};
 pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, WriteError};
 pub use memory_store::MemoryStore;

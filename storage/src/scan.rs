@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::block::{BLOCK_ALIGN, BLOCK_MAGIC, Block, BlockHeader, HEADER_BYTES, round_up};
 use crate::config::LogConfig;
-use crate::indexes::push_keys;
+use crate::indexes::take_message;
 use crate::key_table::KeyHash;
 use crate::queue_index::{Entry, QueueIndex};
 use crate::recover::{Damage, SegmentEnd, SegmentStore};
@@ -339,15 +339,7 @@ impl SegmentFacts {
     }
 
     pub fn message(&mut self, position: PhysicalOffset, message: &StoredMessage<'_>) {
-        let entry = Entry::of(position, message);
-        let queue = self.index.queue(message.topic(), message.queue_id());
-        if self.index.push_at(queue, message.queue_offset(), entry).is_err() {
-            // A topic that was deleted and made again: the later messages are the ones that count.
-            self.topic_deleted(message.topic());
-            let queue = self.index.queue(message.topic(), message.queue_id());
-            self.index.push_at(queue, message.queue_offset(), entry).expect("a new queue takes any offset");
-        }
-        push_keys(&mut self.index, position, message);
+        self.has_deletions |= take_message(&mut self.index, position, message);
     }
 
     /// An index may go on naming the messages of the topic; it need not.
