@@ -1,11 +1,14 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
-use ringmq_protocol::types::{BornTimestamp, QueueId, SysFlag};
+use ringmq_protocol::types::{BornTimestamp, QueueId, SysFlag, TagsCode};
 
 use super::*;
+use crate::key_table::{KeyHash, TopicHash};
 use crate::memory_store::MemoryStore;
+use crate::queue_index::Entry;
 use crate::record::{Record, records};
 use crate::recover::{recover, scan_segment};
 use crate::seal;
@@ -176,9 +179,12 @@ fn check(store: &mut MemoryStore, messages: &[Vec<u8>], keys: bool) -> Result<u6
         let (message, _) = StoredMessage::parse(bytes).unwrap();
         let queue = index.queue(message.topic(), message.queue_id());
         let position = message.physical_offset();
-        index.push_at(queue, message.queue_offset(), Entry::of(position, &message)).unwrap();
+        // Neither tags nor a unique key, and one word of KEYS.
+        let entry = Entry { position, size: bytes.len() as u32, tags_code: TagsCode::of("") };
+        index.push_at(queue, message.queue_offset(), entry).unwrap();
         if keys {
-            push_keys(&mut index, position, &message);
+            let key = message.property("KEYS").unwrap();
+            index.push_key(KeyHash::of(TopicHash::of("orders"), key.as_bytes()), position);
         }
     }
     let index = index.freeze(Arc::clone(&ended.blocks), ended.end, ChainPoint::default());
