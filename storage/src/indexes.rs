@@ -161,15 +161,15 @@ pub(crate) fn take_message(
 }
 
 /// What the index takes from a message's properties, found in one pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Indexed<'a> {
-    pub tags: &'a str,
-    pub unique_key: &'a str,
-    pub keys: &'a str,
+#[derive(Default)]
+struct Indexed<'a> {
+    tags: &'a str,
+    unique_key: &'a str,
+    keys: &'a str,
 }
 
 impl<'a> Indexed<'a> {
-    pub fn of(message: &StoredMessage<'a>) -> Self {
+    fn of(message: &StoredMessage<'a>) -> Self {
         let mut indexed = Self::default();
         for (name, value) in message.properties().raw() {
             let text = || std::str::from_utf8(value).unwrap_or_default();

@@ -19,7 +19,7 @@ use crate::block::{BLOCK_ALIGN, BLOCK_MAGIC, Block, BlockHeader, HEADER_BYTES, r
 use crate::config::LogConfig;
 use crate::indexes::take_message;
 use crate::key_table::KeyHash;
-use crate::queue_index::{Entry, QueueIndex};
+use crate::queue_index::QueueIndex;
 use crate::recover::{Damage, SegmentEnd, SegmentStore};
 use crate::sealed::{
     ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,
