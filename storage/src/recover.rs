@@ -387,7 +387,8 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
                 let Ok(header) = self.block_at(start)? else { continue };
                 cut_blocks += 1;
                 let first = *first.get_or_insert(header);
-                if header.durable_at_seal() > self.end.position.0 {
+                // In a segment that others follow, what was cut was zeroed long ago: every right block is of the log.
+                if header.durable_at_seal() > self.end.position.0 || !self.is_whole_log {
                     return Ok(Search::GoesOnAt(first));
                 }
             }
