@@ -6,7 +6,7 @@
 //! K2  What a piece says is what holds at that moment; what changes later has its own record behind it.
 //! K3  Segments from the begin of the newest complete checkpoint on are needed at the next start, and kept.
 
-use super::limits::CHECKPOINT_TURN_BYTES;
+use super::limits::{CHECKPOINT_PAUSE_MS, CHECKPOINT_RETRY_MS, CHECKPOINT_TURN_BYTES};
 use super::offsets::Commit;
 use super::records::{self, kind};
 use super::{Refusal, Shard};
@@ -37,15 +37,21 @@ struct Running {
 pub(super) struct Checkpoints {
     /// End of the log before the newest complete one, or the beginning of the log.
     pub(super) replay_from: ChainPoint,
+    /// End of that checkpoint: before it is durable, the one before may be needed.
+    end: u64,
     /// Where the newest one began, complete or not.
     last_begin: Option<u64>,
     last_bytes: u64,
     running: Option<Running>,
+    /// The log did not take the last piece.
+    was_refused: bool,
 }
 
 impl Checkpoints {
-    pub(super) fn is_running(&self) -> bool {
-        self.running.is_some()
+    /// How long to wait before the one that is under way goes on; `None` if none is, or it cannot.
+    pub(super) fn pause_ms(&self) -> Option<i64> {
+        let pause = if self.was_refused { CHECKPOINT_RETRY_MS } else { CHECKPOINT_PAUSE_MS };
+        self.running.is_some().then_some(pause)
     }
 
     /// At recovery: the log has a checkpoint's begin after `before`.
@@ -95,7 +101,9 @@ impl Shard {
             let Some(piece) = running.pieces.front() else {
                 match self.append_record(kind::CHECKPOINT_END, &[]) {
                     Ok(_) => {
+                        let end = self.log.end().0;
                         let checkpoints = &mut self.checkpoints;
+                        checkpoints.end = end;
                         (checkpoints.replay_from, checkpoints.last_bytes) = (running.begin, running.bytes);
                         return;
                     }
@@ -108,6 +116,7 @@ impl Shard {
             }
             running.pieces.pop_front();
         }
+        self.checkpoints.was_refused = running.bytes < until;
         self.checkpoints.running = Some(running);
     }
 
@@ -158,9 +167,11 @@ impl Shard {
         Ok(bytes)
     }
 
-    /// K3: the oldest segment that the next start needs.
-    pub(super) fn oldest_needed(&self) -> SegmentBase {
-        SegmentBase::of(self.checkpoints.replay_from.position, self.log.config().segment_bytes)
+    /// K3: the oldest segment that the next start needs; `None` while the newest checkpoint is not durable.
+    pub(super) fn oldest_needed(&self) -> Option<SegmentBase> {
+        let Checkpoints { replay_from, end, .. } = &self.checkpoints;
+        let segment = SegmentBase::of(replay_from.position, self.log.config().segment_bytes);
+        (*end <= self.log.durable().0).then_some(segment)
     }
 }
 

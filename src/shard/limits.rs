@@ -34,6 +34,8 @@ pub const FROZEN_SEGMENTS_MAX: usize = 4;
 pub const CHECKPOINT_TURN_BYTES: u64 = 64 << 10;
 /// Pause before a checkpoint goes on.
 pub const CHECKPOINT_PAUSE_MS: i64 = 2;
+/// The same when the log did not take its last piece.
+pub const CHECKPOINT_RETRY_MS: i64 = 100;
 /// Messages that a query by key answers with at most, whatever the client asks for.
 pub const FIND_KEY_MAX: usize = 64;
 /// The same for a query by unique key.

@@ -47,7 +47,7 @@ use checkpoint::Checkpoints;
 use cold::ColdReads;
 use groups::Groups;
 use hold::Holds;
-use limits::{CHECKPOINT_PAUSE_MS, CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
+use limits::{CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
 use locks::Locks;
 use lookups::{Lookups, Waiter};
 use offsets::Offsets;
@@ -288,7 +288,8 @@ impl Shard {
     /// Monotonic time at which `on_tick` has something to do, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<i64> {
         let scan = self.groups.has_clients().then_some(self.scan_clients_at_ms);
-        let checkpoint = self.checkpoints.is_running().then_some(self.now.monotonic_ms + CHECKPOINT_PAUSE_MS);
+        let goes_on = self.checkpoints.pause_ms().filter(|_| self.log.poisoned().is_none());
+        let checkpoint = goes_on.map(|pause_ms| self.now.monotonic_ms + pause_ms);
         [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint]
             .into_iter()
             .flatten()

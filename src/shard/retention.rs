@@ -35,7 +35,7 @@ impl Shard {
         let Some(end) = oldest.map(|header| header.end.position) else {
             return Ok(Some("it is not the oldest sealed segment".to_owned()));
         };
-        if segment >= self.oldest_needed() {
+        if self.oldest_needed().is_none_or(|needed| segment >= needed) {
             return Ok(Some("the newest complete checkpoint is not behind it".to_owned()));
         }
         if forced {

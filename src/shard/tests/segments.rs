@@ -427,3 +427,27 @@ fn a_topic_may_be_acknowledged_at_once() {
     let other = f.send("U", 0, "", b"as the broker is set");
     assert_eq!(f.answer(other), None);
 }
+
+#[test]
+fn nothing_goes_before_the_checkpoint_behind_it_is_durable() {
+    let mut f = fixture();
+    let mut count = 0;
+    f.fill("T", 1, &mut count);
+    // The first checkpoint lies in segment 0, so it holds that one; the next comes near the end of segment 1.
+    let is_near = |f: &Fixture| f.shard.log.end().0 + 30_000 > 2 * SMALL - SMALL / 16;
+    while !is_near(&f) {
+        f.send("T", 0, "", &[0; 20_000]);
+        f.settle();
+        f.tick(1);
+    }
+    f.settle();
+    assert!(f.release(0, true).unwrap().contains("checkpoint"));
+    while f.shard.log.end().0 < 2 * SMALL - SMALL / 16 {
+        f.send("T", 0, "", &[0; 20_000]);
+    }
+    f.tick(1);
+    assert!(f.shard.checkpoints.pause_ms().is_none(), "it is complete, and still to be written");
+    assert!(f.release(0, true).unwrap().contains("checkpoint"));
+    f.settle();
+    assert_eq!(f.release(0, true), None);
+}
