@@ -283,13 +283,10 @@ fn measure(arguments: &Arguments, directory: &Path, wall_ms: i64, messages: u64)
     let sealed: u64 = engine.shard.sealed_headers().iter().map(|header| header.messages).sum();
     let active = messages - sealed;
     let blocks = (read_mib << 20) / (BATCH * (arguments.body as u64 + 220)) + 1;
-    let topics = arguments.queues / QUEUES_PER_TOPIC;
-    let formula = 12 * active
-        + 8 * active
-        + 16 * blocks
-        + 192 * arguments.queues
-        + 230 * topics
-        + 200 * segments as u64;
+    let queues = arguments.queues.min(messages / BATCH);
+    let topics = queues / QUEUES_PER_TOPIC;
+    let lists = 12 * active + 8 * active + 16 * blocks;
+    let formula = lists + 250 * queues + 230 * topics + 200 * segments as u64 + (12 << 20);
     engine.forget_indexes()?;
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
     for number in (0..LOOKUPS).map(|at| messages / LOOKUPS * at + at) {
