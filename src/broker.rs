@@ -29,8 +29,6 @@ const PORT_STEP: u16 = 10;
 const VIP_PORT_OFFSET: u16 = 2;
 /// Messages between a shard and the housekeeping thread that may wait.
 const CHANNEL_MESSAGES_MAX: usize = 4096;
-/// A killed process's writes can outlive it by a moment, and with them its lock on the data directory.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a broker does not start, or stops by itself; one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +117,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
         log_id: random(),
     };
     let wanted = Wanted { shards: config.shards, segment_bytes: config.segment_bytes };
-    let data = open_data(&config.data, new, wanted)?;
+    let data = DataDir::open(&config.data, new, wanted)?;
     let notify = Arc::new(Notify::new());
 
     let (mut links, mut ready, mut threads) = (Vec::new(), Vec::new(), Vec::new());
@@ -213,19 +211,6 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
         name_server.stop();
     }
     Ok(())
-}
-
-/// Opens the data directory. A broker that was just killed holds it until its last write has ended.
-fn open_data(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<DataDir, OpenError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match DataDir::open(root, new, wanted) {
-            Err(OpenError::Locked { .. }) if Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(5))
-            }
-            result => return result,
-        }
-    }
 }
 
 fn shard_address(first: SocketAddr, index: u16) -> Result<SocketAddr, BrokerError> {

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rustix::fs::FallocateFlags;
@@ -30,6 +31,8 @@ pub const DATA_FORMAT: u32 = 1;
 const LOCK_NAME: &str = "lock";
 const METADATA_NAME: &str = "ringmq.json";
 const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
+/// A killed broker's writes can outlive it by a moment, and with them its lock.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const INDEX_ASIDE_SUFFIX: &str = ".index.new";
 /// Zeros are written in pieces. Large ones cost least; but through the page cache each keeps the log's own writes to the
 /// file waiting.
@@ -98,7 +101,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens the directory, or makes it if it does not exist or is empty.
+    /// Opens the directory, or makes it if it does not exist or is empty. Waits up to a second for the lock of a broker that ends.
     pub fn open(root: &Path, new: NewDataDir, wanted: Wanted) -> Result<Self, OpenError> {
         let failed =
             |what: &'static str| move |source| OpenError::Io { path: root.to_path_buf(), what, source };
@@ -106,12 +109,17 @@ impl DataDir {
         let lock_path = root.join(LOCK_NAME);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(lock_path);
         let lock = lock.map_err(failed("it cannot be written to"))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => OpenError::Locked { path: root.to_path_buf() },
-            TryLockError::Error(source) => {
-                OpenError::Io { path: root.to_path_buf(), what: "it cannot be locked", source }
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: root.to_path_buf() }),
+                Err(TryLockError::Error(source)) => return Err(failed("it cannot be locked")(source)),
             }
-        })?;
+        }
         let metadata = match fs::read(root.join(METADATA_NAME)) {
             Ok(bytes) => parse_metadata(root, &bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => create(root, new, wanted)?,

@@ -166,7 +166,8 @@ impl Broker {
         let stderr = child.stderr.take().expect("piped");
         let readers = vec![
             collect(stdout, self.banner.clone(), move |line| {
-                if line.contains("is ready") {
+                // The last line of the banner, so that all of it is there.
+                if line.contains("consume TopicTest") {
                     // Whoever waited may have given up.
                     let _ = told.send(());
                 }
