@@ -123,6 +123,26 @@ impl Fixture {
     }
 }
 
+fn create_request(
+    topic: &'static str,
+    queues: i32,
+    order: bool,
+    attributes: &str,
+) -> CreateTopicRequest<'static> {
+    CreateTopicRequest {
+        topic: topic.into(),
+        default_topic: "".into(),
+        read_queue_nums: queues,
+        write_queue_nums: queues,
+        perm: 6,
+        topic_filter_type: "SINGLE_TAG".into(),
+        topic_sys_flag: None,
+        order,
+        attributes: (!attributes.is_empty()).then(|| attributes.to_owned().into()),
+        force: false,
+    }
+}
+
 #[test]
 fn old_messages_are_found_by_offset_time_key_and_position() {
     let mut f = fixture();
@@ -209,18 +229,7 @@ fn deleting_all_indexes_loses_nothing() {
 #[test]
 fn the_small_state_outlives_the_segments_that_it_was_written_in() {
     let mut f = fixture();
-    let create = CreateTopicRequest {
-        topic: "Kept".into(),
-        default_topic: "".into(),
-        read_queue_nums: 3,
-        write_queue_nums: 3,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
-        order: true,
-        attributes: None,
-        force: false,
-    };
+    let create = create_request("Kept", 3, true, "");
     f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
     let early = f.send("Early", 0, "", b"the only one");
     f.settle();
@@ -359,18 +368,7 @@ fn a_topic_may_keep_its_messages_for_a_shorter_time() {
     let mut count = 0;
     f.fill("T", 2, &mut count);
     let set = |f: &mut Fixture, attributes: &str| {
-        let create = CreateTopicRequest {
-            topic: "T".into(),
-            default_topic: "".into(),
-            read_queue_nums: 4,
-            write_queue_nums: 4,
-            perm: 6,
-            topic_filter_type: "SINGLE_TAG".into(),
-            topic_sys_flag: None,
-            order: false,
-            attributes: Some(attributes.to_owned().into()),
-            force: false,
-        };
+        let create = create_request("T", 4, false, attributes);
         let opaque = f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
         f.settle();
         f.answer(opaque)
@@ -400,18 +398,7 @@ fn a_topic_may_be_acknowledged_at_once() {
     f.send("T", 0, "", b"durable");
     f.settle();
     let waiting = f.send("T", 0, "", b"not yet durable");
-    let create = CreateTopicRequest {
-        topic: "T".into(),
-        default_topic: "".into(),
-        read_queue_nums: 4,
-        write_queue_nums: 4,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
-        order: false,
-        attributes: Some("+ringmq.flush=async".into()),
-        force: false,
-    };
+    let create = create_request("T", 4, false, "+ringmq.flush=async");
     f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
     let quick = f.send("T", 0, "", b"acknowledged at once");
     assert_eq!(f.sent(quick), 2);
