@@ -333,10 +333,7 @@ impl<R: Ring> Driver<R> {
             ToShard::Prepared { segment, to } => self.shard.on_prepared(segment, to),
             ToShard::PrepareFailed { reason } => self.shard.on_prepare_failed(reason),
             ToShard::PrepareAgain => self.shard.on_prepare_again(),
-            ToShard::Sealed(header) => {
-                self.files.forget(&mut self.ring, header.base);
-                self.shard.on_sealed(*header);
-            }
+            ToShard::Sealed(header) => self.shard.on_sealed(*header),
             ToShard::SealFailed { reason } => self.shard.on_seal_failed(&reason),
             ToShard::Rebuilt { segment, result } => {
                 self.files.forget(&mut self.ring, segment);

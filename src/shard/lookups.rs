@@ -41,6 +41,13 @@ struct Waiting {
     missing: BTreeSet<PageId>,
 }
 
+struct PageRead {
+    page: PageId,
+    is_second_try: bool,
+    /// The index was made anew since the read began: what it brings is of the old one.
+    is_stale: bool,
+}
+
 #[derive(Default)]
 pub(super) struct Lookups {
     waiting: BTreeMap<u64, Waiting>,
@@ -48,15 +55,15 @@ pub(super) struct Lookups {
     /// Who waits for each page that is being read, or will be.
     pages: BTreeMap<PageId, Vec<u64>>,
     to_read: VecDeque<PageId>,
-    /// By the read's id; true for a second try.
-    in_flight: BTreeMap<u64, (PageId, bool)>,
+    /// By the read's id.
+    in_flight: BTreeMap<u64, PageRead>,
     /// Indexes that are being rebuilt.
     rebuilding: BTreeSet<SegmentBase>,
 }
 
 impl Lookups {
     pub(super) fn is_reading(&self, segment: SegmentBase) -> bool {
-        self.in_flight.values().any(|(page, _)| page.segment == segment)
+        self.in_flight.values().any(|read| read.page.segment == segment)
     }
 }
 
@@ -135,12 +142,18 @@ impl Shard {
         let offset = u64::from(page.page) * PAGE_BYTES as u64;
         let (file, len) = (LogFile::Index, PAGE_BYTES as u32);
         fx.reads.push(FileRead { id, file, segment: page.segment, offset, len });
-        self.lookups.in_flight.insert(id, (page, is_second_try));
+        self.lookups.in_flight.insert(id, PageRead { page, is_second_try, is_stale: false });
     }
 
     /// A read has ended, if it was one of ours.
     pub(super) fn on_page_read(&mut self, id: u64, result: &Result<Bytes, String>, fx: &mut Effects) -> bool {
-        let Some((page, is_second_try)) = self.lookups.in_flight.remove(&id) else { return false };
+        let Some(PageRead { page, is_second_try, is_stale }) = self.lookups.in_flight.remove(&id) else {
+            return false;
+        };
+        if is_stale {
+            self.read_page(page, false, fx);
+            return true;
+        }
         let taken = match result {
             Ok(bytes) => self.sealed.put_page(page, bytes.clone()).map_err(|error| error.to_string()),
             Err(reason) => Err(reason.clone()),
@@ -221,6 +234,8 @@ impl Shard {
         fx: &mut Effects,
     ) {
         self.lookups.rebuilding.remove(&segment);
+        let reads = self.lookups.in_flight.values_mut().filter(|read| read.page.segment == segment);
+        reads.for_each(|read| read.is_stale = true);
         match result {
             Ok(header) if self.sealed.headers().any(|old| old.base == segment) => self.sealed.replace(header),
             Ok(_) => {} // released meanwhile

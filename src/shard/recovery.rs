@@ -179,15 +179,11 @@ fn prepare_indexes<S: SegmentStore>(
         // Without an older index the log has to be read from here.
         let start = ChainPoint { position: PhysicalOffset(base.0), ..ChainPoint::default() };
         let replay_from = at.checked_sub(1).map_or(start, |before| headers[before].replay_from);
-        match rebuild_index(store, log, base, replay_from) {
-            Ok((header, damaged)) => {
-                notes.push(format!("the index of segment {base} was written anew: {problem}"));
-                all_damaged.extend(damaged);
-                headers.insert(at, header);
-            }
-            // Without it consumers would pass over the segment as if it held nothing.
-            Err(error) => return Err(error),
-        }
+        // No start without it: consumers would pass over the segment as if it held nothing.
+        let (header, damaged) = rebuild_index(store, log, base, replay_from)?;
+        notes.push(format!("the index of segment {base} was written anew: {problem}"));
+        all_damaged.extend(damaged);
+        headers.insert(at, header);
     }
     for header in found.lost {
         let (base, messages) = (header.base, header.messages);

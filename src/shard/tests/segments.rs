@@ -438,3 +438,35 @@ fn nothing_goes_before_the_checkpoint_behind_it_is_durable() {
     f.settle();
     assert_eq!(f.release(0, true), None);
 }
+
+/// A page of the old index that arrives after the new one was made is not taken for a page of that.
+#[test]
+fn a_read_under_way_while_an_index_is_made_again_is_made_again_too() {
+    let mut f = fixture();
+    let mut count = 0;
+    f.fill("T", 2, &mut count);
+    let mut f = f.restart();
+    let pull = f.pull("T", 10, 0, "*");
+    let late = f.fx.reads.pop().unwrap();
+    let old = f.bytes_of(&late);
+    let query = QueryMessageRequest {
+        topic: "T".into(),
+        key: "key7".into(),
+        max_num: 1,
+        begin_timestamp: 0,
+        end_timestamp: i64::MAX,
+        unique_key_query: false,
+    };
+    f.request(RequestCode::QUERY_MESSAGE, &query, &[]);
+    while let Some(read) = f.fx.reads.pop() {
+        let mut bytes = f.bytes_of(&read).to_vec();
+        bytes[100] ^= 1;
+        f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
+    }
+    f.keep_house();
+    f.shard.on_read(late.id, Ok(old), &mut f.fx);
+    let again: Vec<(SegmentBase, u64)> = f.fx.reads.iter().map(|read| (read.segment, read.offset)).collect();
+    assert_eq!(again, [(late.segment, late.offset)]);
+    f.read_all();
+    assert_eq!(f.pulled(pull).unwrap().0, 0);
+}
