@@ -184,8 +184,19 @@ pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: Res
 
 /// A stored message; its body is also its tag.
 fn record(topic: &str, at: usize, body: &str) -> Vec<u8> {
+    stored(topic, &[(properties::names::TAGS, body)], at, StoreTimestamp(2), body)
+}
+
+/// A stored message of queue 0.
+pub(crate) fn stored(
+    topic: &str,
+    properties: &[(&str, &str)],
+    at: usize,
+    stored: StoreTimestamp,
+    body: &str,
+) -> Vec<u8> {
     let host = SocketAddr::from(([127, 0, 0, 1], 10911));
-    let properties = properties::encode([(properties::names::TAGS, body)]).expect("properties");
+    let properties = properties::encode(properties.iter().copied()).expect("properties");
     let parts = MessageParts {
         topic,
         queue_id: QueueId(0),
@@ -201,6 +212,6 @@ fn record(topic: &str, at: usize, body: &str) -> Vec<u8> {
     };
     let mut record = vec![0; encoded_len(&parts)];
     let position = PhysicalOffset(1000 * at as u64);
-    encode_into(&parts, QueueOffset(at as u64), position, StoreTimestamp(2), &mut record);
+    encode_into(&parts, QueueOffset(at as u64), position, stored, &mut record);
     record
 }

@@ -1,32 +1,13 @@
 use super::*;
-use crate::fake::{FakeServer, name_server, respond};
-use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
-use ringmq_protocol::properties;
+use crate::fake::{FakeServer, name_server, respond, stored};
 use ringmq_protocol::request::QueryMessageResponse;
-use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, StoreTimestamp, SysFlag};
-use std::net::SocketAddr;
+use ringmq_protocol::types::StoreTimestamp;
 
 /// A record whose unique key is `id-` and its store time.
 fn record(topic: &str, keys: &str, stored_ms: i64) -> Vec<u8> {
-    let host = SocketAddr::from(([127, 0, 0, 1], 10911));
     let unique_key = format!("id-{stored_ms}");
-    let properties = properties::encode([(names::KEYS, keys), (names::UNIQ_KEY, &unique_key)]);
-    let parts = MessageParts {
-        topic,
-        queue_id: QueueId(0),
-        flag: 0,
-        sys_flag: SysFlag(0),
-        born_timestamp: BornTimestamp(1),
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: b"body",
-        properties: &[&properties.expect("properties")],
-    };
-    let mut record = vec![0; encoded_len(&parts)];
-    encode_into(&parts, QueueOffset(0), PhysicalOffset(0), StoreTimestamp(stored_ms), &mut record);
-    record
+    let properties = [(names::KEYS, keys), (names::UNIQ_KEY, &*unique_key)];
+    stored(topic, &properties, 0, StoreTimestamp(stored_ms), "body")
 }
 
 /// A broker that answers every look-up with all that it has.
