@@ -1,0 +1,190 @@
+//! From the call of `send` to the consumer's handler, beside what that cannot do without.
+//!
+//!   cargo bench -p ringmq-tests --bench end_to_end -- [--messages 2000] [--rounds 5] [--json]
+//!
+//! A broker process with one shard and `sync` flush, its data on the disk of the target directory. In every round, in turn:
+//!
+//!   delivery   native client, one message in flight: the time from before `send` until the push consumer's handler runs
+//!   send       the same, until `send` returns
+//!   disk       a write of one 4 KiB sector with O_DIRECT and O_DSYNC into a zeroed file beside the broker's
+//!   socket     a bare round trip of a message of the same size between two threads on loopback
+//!
+//! The consumer cannot see a message before it is on disk, and the message crosses a socket on its way in and on its way out: a
+//! delivery costs at least one disk write and the two halves of a round trip.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use ringmq_client::{Client, ConsumeFrom, ConsumeResult, Message, Producer};
+use ringmq_tests::{Broker, Options, TempDir};
+use serde_json::json;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+const SECTOR: usize = 4096;
+const FILE_SECTORS: u64 = 4096;
+const MESSAGE_BYTES: usize = 1024;
+/// Sent before the first round: route, connection, group and caches are there then.
+const WARM_UP: usize = 500;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Of each kind in each round.
+    #[arg(long, default_value_t = 2000)]
+    messages: usize,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Times of one kind, of all rounds.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    /// In microseconds.
+    fn percentile(&mut self, percent: f64) -> f64 {
+        self.0.sort_unstable();
+        let last = self.0.len() - 1;
+        self.0[(last as f64 * percent / 100.0).round() as usize].as_secs_f64() * 1e6
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(measure(arguments));
+}
+
+async fn measure(arguments: Arguments) {
+    let temp = TempDir::new("end-to-end");
+    let broker = Broker::start_with(Options {
+        shards: 1,
+        arguments: vec!["--flush".into(), "sync".into()],
+        data: Some(temp.path().join("data")),
+    });
+    let client = Client::new(&broker.name_server()).await.expect("a client");
+    let producer = client.producer("end-to-end-p").build().expect("a producer");
+    producer.send(Message::new("EndToEnd", "first")).await.expect("the topic is made by its first message");
+    let (handled, mut arrivals) = unbounded_channel();
+    let consumer = client
+        .push_consumer("end-to-end-c")
+        .subscribe("EndToEnd", "*")
+        .consume_from(ConsumeFrom::FirstOffset)
+        .start(move |_| {
+            let _ = handled.send(Instant::now());
+            async { ConsumeResult::Success }
+        })
+        .await
+        .expect("a consumer");
+    arrivals.recv().await.expect("the first message arrives");
+
+    let disk = zeroed_file(&temp.path().join("sectors"));
+    let mut sectors = (0..FILE_SECTORS).cycle();
+    let mut socket = echo();
+    deliver(&producer, &mut arrivals, WARM_UP, &mut Times::default(), &mut Times::default()).await;
+    let [mut delivery, mut send, mut write, mut round_trip] = <[Times; 4]>::default();
+    for _ in 0..arguments.rounds {
+        deliver(&producer, &mut arrivals, arguments.messages, &mut delivery, &mut send).await;
+        for sector in sectors.by_ref().take(arguments.messages) {
+            write.0.push(write_sector(&disk, sector));
+        }
+        round_trip.0.extend((0..arguments.messages).map(|_| cross(&mut socket)));
+    }
+    consumer.shutdown().await;
+    producer.shutdown().await;
+    client.shutdown().await;
+
+    let mut rows = Vec::new();
+    for (name, times) in
+        [("delivery", &mut delivery), ("send", &mut send), ("disk", &mut write), ("socket", &mut round_trip)]
+    {
+        rows.push((name, times.percentile(50.0), times.percentile(99.0)));
+    }
+    let ratio = |at: fn(&(&str, f64, f64)) -> f64| at(&rows[0]) / (at(&rows[2]) + at(&rows[3]));
+    let (p50, p99) = (ratio(|row| row.1), ratio(|row| row.2));
+    if arguments.json {
+        let times = rows.iter().map(|(name, p50, p99)| json!({"what": name, "p50_us": p50, "p99_us": p99}));
+        let times: Vec<_> = times.collect();
+        println!("{}", json!({"times": times, "delivery_over_disk_and_socket": {"p50": p50, "p99": p99}}));
+        return;
+    }
+    println!("{:>10} {:>10} {:>10}", "us", "p50", "p99");
+    for (name, p50, p99) in &rows {
+        println!("{name:>10} {p50:>10.1} {p99:>10.1}");
+    }
+    println!("delivery is {p50:.2} (p50) and {p99:.2} (p99) times disk and socket together");
+}
+
+/// Sends messages, the next one when the last one was handled.
+async fn deliver(
+    producer: &Producer,
+    arrivals: &mut UnboundedReceiver<Instant>,
+    count: usize,
+    delivery: &mut Times,
+    send: &mut Times,
+) {
+    for _ in 0..count {
+        let message = Message::new("EndToEnd", vec![b'm'; MESSAGE_BYTES]);
+        let begun = Instant::now();
+        let sent = async {
+            producer.send(message).await.expect("the broker takes it");
+            begun.elapsed()
+        };
+        let (sent, handled) = tokio::join!(sent, arrivals.recv());
+        send.0.push(sent);
+        delivery.0.push(handled.expect("the consumer runs").duration_since(begun));
+    }
+}
+
+/// A file whose sectors can be written without a change of anything but their content.
+fn zeroed_file(path: &Path) -> File {
+    fs::write(path, vec![0; FILE_SECTORS as usize * SECTOR]).expect("room on the disk");
+    let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::DSYNC;
+    let file = OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(path);
+    let file = file.expect("the file system has direct I/O");
+    file.sync_all().expect("the disk takes it");
+    file
+}
+
+fn write_sector(file: &File, sector: u64) -> Duration {
+    // Direct I/O wants memory that begins at a sector.
+    let buffer = vec![b's'; 2 * SECTOR];
+    let from = buffer.as_ptr().align_offset(SECTOR);
+    let begun = Instant::now();
+    file.write_all_at(&buffer[from..from + SECTOR], sector * SECTOR as u64).expect("the disk takes it");
+    begun.elapsed()
+}
+
+/// A thread that sends back whatever it gets, and a connection to it.
+fn echo() -> TcpStream {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        let (mut peer, _) = listener.accept().expect("one connection");
+        peer.set_nodelay(true).expect("a socket");
+        let mut buffer = [0; MESSAGE_BYTES];
+        while peer.read_exact(&mut buffer).is_ok() && peer.write_all(&buffer).is_ok() {}
+    });
+    let socket = TcpStream::connect(address).expect("it listens");
+    socket.set_nodelay(true).expect("a socket");
+    socket
+}
+
+fn cross(socket: &mut TcpStream) -> Duration {
+    let mut buffer = [b'm'; MESSAGE_BYTES];
+    let begun = Instant::now();
+    socket.write_all(&buffer).expect("the echo runs");
+    socket.read_exact(&mut buffer).expect("the echo runs");
+    begun.elapsed()
+}
