@@ -163,3 +163,116 @@ pub enum MessageRequestMode {
     Pull,
     Pop,
 }
+
+/// Request body of SET_MESSAGE_REQUEST_MODE (401).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SetMessageRequestModeBody {
+    pub consumer_group: String,
+    #[serde(default)]
+    pub mode: MessageRequestMode,
+    /// In POP mode: queues of how many other clients each client shares; 0: every client pops all queues.
+    #[serde(default)]
+    pub pop_share_queue_num: i32,
+    pub topic: String,
+}
+
+impl Body for SetMessageRequestModeBody {}
+
+/// Response body of GET_ALL_MESSAGE_REQUEST_MODE (402): by topic, then by group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MessageRequestModes {
+    pub message_request_mode_map: BTreeMap<String, BTreeMap<String, SetMessageRequestModeBody>>,
+}
+
+impl Body for MessageRequestModes {}
+
+/// Request body of BATCH_ACK_MESSAGE (200151).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BatchAckBody {
+    pub acks: Vec<BatchAck>,
+    pub broker_name: String,
+}
+
+impl Body for BatchAckBody {}
+
+/// Messages that came from one queue with one pop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchAck {
+    #[serde(rename = "b", alias = "bitSet", default)]
+    pub offsets: OffsetBits,
+    #[serde(rename = "c", alias = "consumerGroup")]
+    pub consumer_group: String,
+    #[serde(rename = "it", alias = "invisibleTime", default)]
+    pub invisible_time: i64,
+    #[serde(rename = "pt", alias = "popTime")]
+    pub pop_time: i64,
+    #[serde(rename = "q", alias = "queueId")]
+    pub queue_id: i32,
+    /// The flag of [`crate::receipt::PopSource`].
+    #[serde(rename = "r", alias = "retry", default = "zero")]
+    pub retry: String,
+    #[serde(rename = "rq", alias = "reviveQueueId", default)]
+    pub revive_queue_id: i32,
+    #[serde(rename = "so", alias = "startOffset")]
+    pub start_offset: i64,
+    /// The topic that was asked for.
+    #[serde(rename = "t", alias = "topic")]
+    pub topic: String,
+}
+
+fn zero() -> String {
+    "0".to_owned()
+}
+
+/// Which offsets from a first one on are meant: Java's `BitSet` as little-endian bytes, in base64.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OffsetBits(Vec<u8>);
+
+impl OffsetBits {
+    /// Distances from the first offset that are meant, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        let bits_of = |byte: u8| (0..8u64).filter(move |bit| byte >> bit & 1 == 1);
+        self.0
+            .iter()
+            .enumerate()
+            .flat_map(move |(at, byte)| bits_of(*byte).map(move |bit| at as u64 * 8 + bit))
+    }
+
+    /// Bytes of the set.
+    pub fn byte_count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl FromIterator<u32> for OffsetBits {
+    fn from_iter<I: IntoIterator<Item = u32>>(distances: I) -> Self {
+        let mut bytes = Vec::new();
+        for distance in distances {
+            let at = (distance / 8) as usize;
+            if bytes.len() <= at {
+                bytes.resize(at + 1, 0u8);
+            }
+            bytes[at] |= 1 << (distance % 8);
+        }
+        Self(bytes)
+    }
+}
+
+impl Serialize for OffsetBits {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use base64::Engine;
+        serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for OffsetBits {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use base64::Engine;
+        let text = String::deserialize(deserializer)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+        bytes.map(Self).map_err(serde::de::Error::custom)
+    }
+}

@@ -208,3 +208,43 @@ fn registrations_in_all_forms() {
     }
     assert_eq!(RegisterBrokerBody::decode(&plain, 409, true), Err(RegisterBodyError::Zlib));
 }
+
+#[test]
+fn a_batch_of_acknowledgements() {
+    let body = BatchAckBody::from_json(
+        br#"{"brokerName":"b","acks":[{"c":"g","t":"T","r":"1","so":100,"q":2,"rq":0,"pt":17,"it":60000,"b":"BQE="},
+            {"consumerGroup":"g","topic":"T","retry":"0","startOffset":7,"queueId":3,"reviveQueueId":999,"popTime":18,
+            "invisibleTime":1,"bitSet":""}]}"#,
+    )
+    .unwrap();
+    let first = &body.acks[0];
+    assert_eq!((&*first.topic, &*first.retry, first.start_offset, first.pop_time), ("T", "1", 100, 17));
+    assert_eq!(first.offsets.iter().collect::<Vec<_>>(), [0, 2, 8]);
+    assert_eq!(first.offsets, [8, 0, 2].into_iter().collect());
+    assert_eq!((body.acks[1].queue_id, body.acks[1].offsets.iter().count()), (3, 0));
+    assert_eq!(BatchAckBody::from_json(&body.to_json()), Ok(body));
+    assert!(
+        BatchAckBody::from_json(br#"{"acks":[{"c":"g","t":"T","so":1,"q":0,"pt":1,"b":"no base64"}]}"#)
+            .is_err()
+    );
+}
+
+#[test]
+fn request_modes() {
+    let body = SetMessageRequestModeBody::from_json(
+        br#"{"consumerGroup":"g","mode":"POP","popShareQueueNum":2,"topic":"T"}"#,
+    )
+    .unwrap();
+    assert_eq!((body.mode, body.pop_share_queue_num), (MessageRequestMode::Pop, 2));
+    assert_eq!(
+        SetMessageRequestModeBody::from_json(br#"{"consumerGroup":"g","topic":"T"}"#).unwrap().mode,
+        MessageRequestMode::Pull
+    );
+    let modes = MessageRequestModes {
+        message_request_mode_map: [("T".to_owned(), [("g".to_owned(), body)].into())].into(),
+    };
+    assert_eq!(
+        text(modes.to_json()),
+        r#"{"messageRequestModeMap":{"T":{"g":{"consumerGroup":"g","mode":"POP","popShareQueueNum":2,"topic":"T"}}}}"#
+    );
+}

@@ -1,4 +1,4 @@
-//! POP: 200050 to 200054. Their codes do not fit the binary codec, so they travel as JSON only.
+//! POP: 200050 to 200055. Their codes do not fit the binary codec, so they travel as JSON only.
 
 use std::borrow::Cow;
 
@@ -84,5 +84,17 @@ headers! {
     struct NotificationResponse {
         has_msg: bool = "hasMsg",
         polling_full: Option<bool> = "pollingFull",
+    }
+    /// POLLING_INFO (200055).
+    struct PollingInfoRequest<'a> {
+        consumer_group: Cow<'a, str> = "consumerGroup",
+        topic: Cow<'a, str> = "topic",
+        /// Negative: pops of all queues.
+        queue_id: i32 = "queueId",
+    }
+
+    struct PollingInfoResponse {
+        /// Requests that wait for messages.
+        polling_num: i32 = "pollingNum",
     }
 }
