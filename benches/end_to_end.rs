@@ -1,6 +1,6 @@
 //! From the call of `send` to the consumer's handler, beside what that cannot do without.
 //!
-//!   cargo bench -p ringmq-tests --bench end_to_end -- [--messages 2000] [--rounds 5] [--json]
+//!   cargo bench -p ringmq-tests --bench end_to_end -- [--messages 2000] [--rounds 5] [--namesrv HOST:PORT] [--json]
 //!
 //! A broker process with one shard and `sync` flush, its data on the disk of the target directory. In every round, in turn:
 //!
@@ -10,7 +10,8 @@
 //!   socket     a bare round trip of a message of the same size between two threads on loopback
 //!
 //! The consumer cannot see a message before it is on disk, and the message crosses a socket on its way in and on its way out: a
-//! delivery costs at least one disk write and the two halves of a round trip.
+//! delivery costs at least one disk write and the two halves of a round trip. With `--namesrv` a broker that runs already is
+//! measured, and only delivery and send.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -39,6 +40,9 @@ struct Arguments {
     messages: usize,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Measure the broker behind this name server instead of one of its own.
+    #[arg(long)]
+    namesrv: Option<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -68,12 +72,16 @@ fn main() {
 
 async fn measure(arguments: Arguments) {
     let temp = TempDir::new("end-to-end");
-    let broker = Broker::start_with(Options {
-        shards: 1,
-        arguments: vec!["--flush".into(), "sync".into()],
-        data: Some(temp.path().join("data")),
+    let broker = arguments.namesrv.is_none().then(|| {
+        Broker::start_with(Options {
+            shards: 1,
+            arguments: vec!["--flush".into(), "sync".into()],
+            data: Some(temp.path().join("data")),
+        })
     });
-    let client = Client::new(&broker.name_server()).await.expect("a client");
+    let namesrv =
+        broker.as_ref().map(Broker::name_server).or(arguments.namesrv).expect("one of the two is there");
+    let client = Client::new(&namesrv).await.expect("a client");
     let producer = client.producer("end-to-end-p").build().expect("a producer");
     producer.send(Message::new("EndToEnd", "first")).await.expect("the topic is made by its first message");
     let (handled, mut arrivals) = unbounded_channel();
@@ -96,34 +104,36 @@ async fn measure(arguments: Arguments) {
     let [mut delivery, mut send, mut write, mut round_trip] = <[Times; 4]>::default();
     for _ in 0..arguments.rounds {
         deliver(&producer, &mut arrivals, arguments.messages, &mut delivery, &mut send).await;
-        for sector in sectors.by_ref().take(arguments.messages) {
-            write.0.push(write_sector(&disk, sector));
+        if broker.is_some() {
+            write.0.extend(sectors.by_ref().take(arguments.messages).map(|at| write_sector(&disk, at)));
+            round_trip.0.extend((0..arguments.messages).map(|_| cross(&mut socket)));
         }
-        round_trip.0.extend((0..arguments.messages).map(|_| cross(&mut socket)));
     }
     consumer.shutdown().await;
     producer.shutdown().await;
     client.shutdown().await;
 
-    let mut rows = Vec::new();
-    for (name, times) in
-        [("delivery", &mut delivery), ("send", &mut send), ("disk", &mut write), ("socket", &mut round_trip)]
-    {
-        rows.push((name, times.percentile(50.0), times.percentile(99.0)));
+    let mut rows = vec![("delivery", &mut delivery), ("send", &mut send)];
+    if broker.is_some() {
+        rows.extend([("disk", &mut write), ("socket", &mut round_trip)]);
     }
-    let ratio = |at: fn(&(&str, f64, f64)) -> f64| at(&rows[0]) / (at(&rows[2]) + at(&rows[3]));
-    let (p50, p99) = (ratio(|row| row.1), ratio(|row| row.2));
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|(name, times)| (name, times.percentile(50.0), times.percentile(99.0)))
+        .collect();
     if arguments.json {
-        let times = rows.iter().map(|(name, p50, p99)| json!({"what": name, "p50_us": p50, "p99_us": p99}));
-        let times: Vec<_> = times.collect();
-        println!("{}", json!({"times": times, "delivery_over_disk_and_socket": {"p50": p50, "p99": p99}}));
+        let times = rows.iter().map(|(name, p50, p99)| (*name, json!({"p50_us": p50, "p99_us": p99})));
+        println!("{}", serde_json::Value::from_iter(times));
         return;
     }
     println!("{:>10} {:>10} {:>10}", "us", "p50", "p99");
     for (name, p50, p99) in &rows {
         println!("{name:>10} {p50:>10.1} {p99:>10.1}");
     }
-    println!("delivery is {p50:.2} (p50) and {p99:.2} (p99) times disk and socket together");
+    if let [delivery, _, disk, socket] = &rows[..] {
+        let (p50, p99) = (delivery.1 / (disk.1 + socket.1), delivery.2 / (disk.2 + socket.2));
+        println!("delivery is {p50:.2} (p50) and {p99:.2} (p99) times disk and socket together");
+    }
 }
 
 /// Sends messages, the next one when the last one was handled.

@@ -27,7 +27,7 @@ pub(super) enum Command {
     Produce(ProduceArguments),
     /// Read messages as fast as the broker gives them
     ///
-    /// Every queue is read by one connection, with one pull at a time. Without --seconds, --count, --repeat and
+    /// Every queue is read by one connection for each consumer, with one pull at a time. Without --seconds, --count, --repeat and
     /// `--from last` it ends when what was there at the start has been read. Latency is that of the pulls that
     /// brought messages.
     Consume(ConsumeArguments),
@@ -96,6 +96,9 @@ pub(super) struct ConsumeArguments {
     /// Where to begin: at the first message of each queue, or behind the last
     #[arg(long, value_enum, default_value_t = From::First)]
     pub(super) from: From,
+    /// Consumers; each reads every queue
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) consumers: u32,
     /// Where a queue ends, begin again at its first message instead of waiting for more
     #[arg(long)]
     pub(super) repeat: bool,

@@ -1,4 +1,4 @@
-//! Pulls: each queue is read by one connection, which has one pull for it in flight.
+//! Pulls: each queue is read by one connection for each consumer, which has one pull for it in flight.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,9 @@ use super::spread;
 
 /// How long a broker may hold a pull that finds nothing; what RocketMQ's clients ask for.
 const HOLD_MS: i64 = 15_000;
+
+/// Pulls in flight over all connections; each has a frame of its own.
+const PULLS_MAX: usize = 1 << 20;
 
 /// The pulls of one connection.
 pub(super) struct Pulls {
@@ -76,6 +79,14 @@ pub(super) fn jobs(arguments: &ConsumeArguments, caller: &Caller) -> Result<Vec<
     brokers.retain(|broker| !broker.queues.is_empty());
     if brokers.is_empty() {
         return Err(format!("topic {} has no messages to read", common.topic));
+    }
+    let consumers = arguments.consumers as usize;
+    let pulls = consumers * brokers.iter().map(|broker| broker.queues.len()).sum::<usize>();
+    if pulls > PULLS_MAX {
+        return Err(format!("consumers × queues are {pulls} pulls, more than {PULLS_MAX}"));
+    }
+    for broker in &mut brokers {
+        broker.queues = broker.queues.repeat(consumers);
     }
     let mut jobs = Vec::new();
     for assignment in spread::split_queues(&brokers, common.connections as usize)? {
@@ -135,7 +146,7 @@ impl Pulls {
             proxy_forward_client_id: None,
         };
         position.frame.clear();
-        // Slots are queues of one broker, at most 65536.
+        // Slots are at most PULLS_MAX.
         let head = Head::request(self.codec, RequestCode::PULL_MESSAGE, Opaque(slot as i32));
         frame::encode(&mut position.frame, &head, &fields, 0);
     }
