@@ -32,20 +32,20 @@ fn take_i16(bytes: &mut &[u8], field: &'static str) -> Result<i16, FrameError> {
     take_array(bytes, field).map(i16::from_be_bytes)
 }
 
-fn take_str<'a>(bytes: &mut &'a [u8], len: i32, field: &'static str) -> Result<&'a str, FrameError> {
+fn take_bytes<'a>(bytes: &mut &'a [u8], len: i32, field: &'static str) -> Result<&'a [u8], FrameError> {
     let len = usize::try_from(len).map_err(|_| FrameError::Binary { field })?;
-    std::str::from_utf8(take(bytes, len, field)?).map_err(|_| FrameError::NotUtf8)
+    take(bytes, len, field)
 }
 
-/// Takes one entry of the ext; `None` at its end.
-pub(super) fn next_entry<'a>(entries: &mut &'a [u8]) -> Result<Option<(&'a str, &'a str)>, FrameError> {
+/// Takes one entry of the ext, which should be UTF-8; `None` at its end.
+pub(super) fn next_entry<'a>(entries: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, FrameError> {
     if entries.is_empty() {
         return Ok(None);
     }
     let key_len = take_i16(entries, "key length")?;
-    let key = take_str(entries, i32::from(key_len), "key")?;
+    let key = take_bytes(entries, i32::from(key_len), "key")?;
     let value_len = take_i32(entries, "value length")?;
-    Ok(Some((key, take_str(entries, value_len, "value")?)))
+    Ok(Some((key, take_bytes(entries, value_len, "value")?)))
 }
 
 pub(super) fn decode_header(mut bytes: &[u8]) -> Result<Header<'_>, FrameError> {
@@ -56,7 +56,8 @@ pub(super) fn decode_header(mut bytes: &[u8]) -> Result<Header<'_>, FrameError> 
     let opaque = take_i32(bytes, "opaque")?;
     let flag = take_i32(bytes, "flag")?;
     let remark_len = take_i32(bytes, "remark length")?;
-    let remark = take_str(bytes, remark_len, "remark")?;
+    let remark = take_bytes(bytes, remark_len, "remark")?;
+    let remark = std::str::from_utf8(remark).map_err(|_| FrameError::NotUtf8)?;
     let ext_len = take_i32(bytes, "ext length")?;
     let ext_len = usize::try_from(ext_len).map_err(|_| FrameError::Binary { field: "ext length" })?;
     let ext = take(bytes, ext_len, "ext")?;

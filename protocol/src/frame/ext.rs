@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use super::{binary, json};
 
-/// The fields of a received header. They have been checked when the frame was decoded, so reading cannot fail.
+/// The fields of a received header. Their form has been checked when the frame was decoded, so reading cannot fail. What is
+/// not UTF-8 in the binary codec is replaced as it is read, as in Java.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ext<'a>(Source<'a>);
 
@@ -25,7 +26,7 @@ impl<'a> Ext<'a> {
         Self(Source::Json(members))
     }
 
-    /// `entries` must have passed `binary::check_entries`.
+    /// `entries` must be whole entries, one behind the other.
     pub(super) fn binary(entries: &'a [u8]) -> Self {
         Self(Source::Binary(entries))
     }
@@ -89,7 +90,7 @@ impl<'a> Iterator for ExtIter<'a> {
             },
             Iter::Binary(entries) => {
                 let (key, value) = binary::next_entry(entries).ok()??;
-                Some((Cow::Borrowed(key), Cow::Borrowed(value)))
+                Some((String::from_utf8_lossy(key), String::from_utf8_lossy(value)))
             }
             Iter::Pairs(pairs) => {
                 pairs.next().map(|(key, value)| (Cow::Borrowed(&**key), Cow::Borrowed(&**value)))

@@ -208,6 +208,17 @@ fn properties_of_the_greatest_length_fit_a_json_header() {
 }
 
 #[test]
+fn what_is_no_utf8_in_a_binary_header_is_replaced_as_in_java() {
+    let mut bytes = Vec::new();
+    let head = Head::request(Codec::RocketMq, RequestCode::SEND_MESSAGE, Opaque(1));
+    encode(&mut bytes, &head, &[("key", Value::Str("value"))], 0);
+    let value = bytes.len() - "value".len();
+    bytes[value] = 0xff;
+    let frame = Frame::decode(&bytes).unwrap();
+    assert_eq!(frame.header.ext.get("key").as_deref(), Some("\u{fffd}alue"));
+}
+
+#[test]
 fn the_last_of_two_fields_of_one_name_counts() {
     let bytes = json_frame(r#"{"extFields":{"a":"1","b":"2","a":"3"}}"#);
     assert_eq!(Frame::decode(&bytes).unwrap().header.ext.get("a").unwrap(), "3");
