@@ -210,7 +210,7 @@ fn properties_of_the_greatest_length_fit_a_json_header() {
 #[test]
 fn what_is_no_utf8_in_a_binary_header_is_replaced_as_in_java() {
     let mut bytes = Vec::new();
-    let head = Head::request(Codec::RocketMq, RequestCode::SEND_MESSAGE, Opaque(1));
+    let head = Head::request(Codec::RocketMq, crate::code::RequestCode::SEND_MESSAGE, Opaque(1));
     encode(&mut bytes, &head, &[("key", Value::Str("value"))], 0);
     let value = bytes.len() - "value".len();
     bytes[value] = 0xff;
