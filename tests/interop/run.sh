@@ -1,34 +1,35 @@
 #!/usr/bin/env bash
-# Runs the published Java clients against a running broker. See README.md beside this file.
+# Runs published clients against a running broker. See README.md beside this file.
 set -uo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: run.sh NAMESRV_ADDR [client versions…] [options]
-  --only A,B,…             these scenarios instead of all
-  --codec json|rocketmq|both   header codec of the clients (default both)
-  --brokers N              fail unless the route names N brokers (shards)
+usage: run.sh NAMESRV_ADDR [Java client versions…] [options]
+  --clients A,B,…          of java, go and node (default all; java if --only or a version is given)
+  --only A,B,…             these scenarios instead of all; of one client
+  --codec json|rocketmq|both   header codec of the Java clients (default both)
+  --brokers N              fail unless the route that Java clients see names N brokers (shards)
   --phase before|after     only the two halves of the offsets scenario; restart the broker between them
   --run-id ID              run id; `after` needs that of `before` and finds it by itself in the same clone
   --reference              the broker is Apache's: leave out what RingMQ promises beyond it
-Client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
+Java client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
 failed; 2: wrong arguments.
 USAGE
 }
 
 fail_usage() { echo "$1" >&2; usage >&2; exit 2; }
-skip() { echo "skipped: $1"; exit 0; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-java_dir=$here/java
-versions=() only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv=""
+java_dir=$here/java go_dir=$here/go node_dir=$here/node
+versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv=""
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit 0 ;;
         --reference) reference=true ;;
-        --only | --codec | --brokers | --phase | --run-id)
+        --clients | --only | --codec | --brokers | --phase | --run-id)
             [ $# -ge 2 ] || fail_usage "$1 needs a value"
             case $1 in
+                --clients) clients=${2//,/ } ;;
                 --only) only=$2 ;;
                 --codec)
                     case $2 in
@@ -49,40 +50,82 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$namesrv" ] || fail_usage "which name server?"
+if [ -z "$clients" ]; then
+    # Java's half of the offsets comes last: it ends with commits that wait for the disk, and all before them is there then.
+    clients="go node java"
+    [ "$only" = all ] && [ ${#versions[@]} = 0 ] || clients=java
+fi
+for client in $clients; do
+    case $client in java | go | node) ;; *) fail_usage "no client $client" ;; esac
+done
+[ "$only" = all ] || [ "$(wc -w <<<"$clients")" = 1 ] || fail_usage "--only is for one client: scenarios of others have other names"
 [ ${#versions[@]} -gt 0 ] || versions=(5.3.3 4.9.8)
 
-command -v java >/dev/null || skip "no java on this machine"
-feature=$(java -XshowSettings:properties -version 2>&1 | sed -n 's/^ *java.specification.version = //p')
-[ "${feature%%.*}" -ge 17 ] 2>/dev/null || skip "java ${feature:-of unknown version} is older than 17"
-
-# Builds one client version, from the local Maven repository if it has everything, else from the registry.
-build() {
-    local out=$java_dir/target/$1
-    mkdir -p "$java_dir/target"
-    # Two runs at once must not build into one directory.
-    exec 9>"$java_dir/target/build.lock"
+# Two runs at once must not build into one directory: the lock is held for as long as the subshell lives.
+lock() {
+    mkdir -p "$1/target"
+    exec 9>"$1/target/build.lock"
     ! command -v flock >/dev/null || flock 9
-    if [ -f "$out/complete" ] && [ -z "$(find "$java_dir/pom.xml" "$java_dir/src" -newer "$out/complete" -print -quit)" ]; then
-        return
-    fi
-    command -v mvn >/dev/null || skip "no Maven (mvn) on this machine"
-    local log=$java_dir/target/build-$1.log
-    local mvn=(mvn -B -q -Dstyle.color=never -f "$java_dir/pom.xml" "-Drocketmq.version=$1" clean package)
-    if ! "${mvn[@]}" -o >"$log" 2>&1 && ! "${mvn[@]}" >"$log" 2>&1; then
-        if grep -qE 'Could not (resolve|transfer|find artifact)|PluginResolutionException|DependencyResolutionException' "$log"; then
-            grep -m1 -E 'Could not (resolve|transfer|find artifact)' "$log" | cut -c1-300
-            skip "Maven cannot get the client $1 or a plugin from its registry (log in target/build-$1.log)"
-        fi
-        cat "$log"
-        echo "the interop suite does not build for client $1"
-        exit 1
-    fi
-    touch "$out/complete"
 }
 
-for version in "${versions[@]}"; do build "$version"; exec 9>&-; done
+# Each build ends with 0, or with 1 if the suite does not build, or says why it is skipped and ends with 3.
+skip() { echo "skipped: $1"; exit 3; }
+
+build_java() (
+    command -v java >/dev/null || skip "java: no java on this machine"
+    feature=$(java -XshowSettings:properties -version 2>&1 | sed -n 's/^ *java.specification.version = //p')
+    [ "${feature%%.*}" -ge 17 ] 2>/dev/null || skip "java: ${feature:-a version that is unknown} is older than 17"
+    lock "$java_dir"
+    for version in "${versions[@]}"; do
+        out=$java_dir/target/$version
+        if [ -f "$out/complete" ] && [ -z "$(find "$java_dir/pom.xml" "$java_dir/src" -newer "$out/complete" -print -quit)" ]; then
+            continue
+        fi
+        command -v mvn >/dev/null || skip "java: no Maven (mvn) on this machine"
+        log=$java_dir/target/build-$version.log
+        mvn=(mvn -B -q -Dstyle.color=never -f "$java_dir/pom.xml" "-Drocketmq.version=$version" clean package)
+        # From the local repository if it has everything, else from the registry.
+        if ! "${mvn[@]}" -o >"$log" 2>&1 && ! "${mvn[@]}" >"$log" 2>&1; then
+            if grep -qE 'Could not (resolve|transfer|find artifact)|PluginResolutionException|DependencyResolutionException' "$log"; then
+                grep -m1 -E 'Could not (resolve|transfer|find artifact)' "$log" | cut -c1-300
+                skip "java: Maven cannot get the client $version or a plugin from its registry (log in target/build-$version.log)"
+            fi
+            cat "$log"
+            echo "the interop suite does not build for client $version"
+            exit 1
+        fi
+        touch "$out/complete"
+    done
+)
+
+build_go() (
+    command -v go >/dev/null || skip "go: no Go on this machine"
+    lock "$go_dir"
+    log=$go_dir/target/build.log
+    (cd "$go_dir" && go build -o target/interop .) >"$log" 2>&1 && exit 0
+    cat "$log"
+    ! grep -qE 'dial tcp|no such host|proxyconnect|connection refused|i/o timeout|module lookup disabled' "$log" ||
+        skip "go: a module cannot be had from the proxy"
+    echo "the interop suite does not build for Go"
+    exit 1
+)
+
+build_node() (
+    command -v node >/dev/null && command -v npm >/dev/null || skip "node: no Node.js with npm on this machine"
+    [ "$(node -p 'parseInt(process.versions.node)')" -ge 18 ] || skip "node: $(node --version) is older than 18"
+    lock "$node_dir"
+    installed=$node_dir/node_modules/.package-lock.json
+    [ ! -f "$installed" ] || [ "$installed" -ot "$node_dir/package-lock.json" ] || exit 0
+    log=$node_dir/target/install.log
+    (cd "$node_dir" && npm ci --prefer-offline --ignore-scripts) >"$log" 2>&1 && exit 0
+    cat "$log"
+    ! grep -qE 'ENOTFOUND|EAI_AGAIN|ETIMEDOUT|ECONNREFUSED|ECONNRESET|network' "$log" || skip "node: npm cannot reach its registry"
+    echo "the interop suite does not install for Node.js"
+    exit 1
+)
 
 # Runs against several brokers at once must not take each other's.
+mkdir -p "$java_dir/target"
 id_file=$java_dir/target/run-id-${namesrv//[^A-Za-z0-9.]/-}
 if [ -z "$run_id" ] && [ "$phase" = after ]; then
     [ -f "$id_file" ] || fail_usage "--phase after: no --phase before was run here, and no --run-id given"
@@ -94,24 +137,52 @@ case $phase in before) only=offsets_save ;; after) only=offsets_check ;; esac
 
 output=$(mktemp -d)
 trap 'rm -rf "$output"' EXIT
-passed=0 failed=0 broken=0
-for version in "${versions[@]}"; do
-    for codec in $codecs; do
-        echo "== client $version, codec $codec"
-        out=$output/$version-$codec
-        options=("-Drocketmq.serialize.type=$codec" "-Dinterop.dir=$java_dir/target/$version/run" "-Dinterop.reference=$reference")
-        [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
-        java -Xmx512m "${options[@]}" -cp "$java_dir/target/$version/interop.jar:$java_dir/target/$version/lib/*" \
-            ringmq.interop.Main "$namesrv" "$only" "$run_id-${version//./}-${codec:0:1}" 2>"$out.err" | tee "$out"
-        # The count line is the last one; without it the process died.
-        if [[ $(tail -n 1 "$out") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
-            passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-        else
-            broken=$((broken + 1))
-            echo "FAIL client $version, codec $codec: ended without its count"
-            head -c 2000 "$out.err"
-        fi
+passed=0 failed=0 broken=0 skipped=0
+
+# Runs a suite: how it is called here, then its command.
+suite() {
+    local name=$1 out=$output/out
+    shift
+    echo "== $name"
+    "$@" 2>"$out.err" | tee "$out"
+    # The count line is the last one; without it the process died.
+    if [[ $(tail -n 1 "$out") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+    else
+        broken=$((broken + 1))
+        echo "FAIL $name: ended without its count"
+        head -c 2000 "$out.err"
+    fi
+}
+
+run_java() {
+    local version codec
+    for version in "${versions[@]}"; do
+        for codec in $codecs; do
+            local options=("-Drocketmq.serialize.type=$codec" "-Dinterop.dir=$java_dir/target/$version/run" "-Dinterop.reference=$reference")
+            [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
+            suite "client $version, codec $codec" \
+                java -Xmx512m "${options[@]}" -cp "$java_dir/target/$version/interop.jar:$java_dir/target/$version/lib/*" \
+                ringmq.interop.Main "$namesrv" "$only" "$run_id-${version//./}-${codec:0:1}"
+        done
     done
+}
+
+run_go() {
+    # Where the client keeps the offsets of broadcasting consumers.
+    suite "Go client $(sed -n 's/^require .*rocketmq-client-go\/v2 //p' "$go_dir/go.mod")" \
+        env "rocketmq.client.localOffsetStoreDir=$output/go-offsets" "$go_dir/target/interop" "$namesrv" "$only" "$run_id"
+}
+
+run_node() { suite "Node.js client" node "$node_dir/interop.js" "$namesrv" "$only" "$run_id"; }
+
+for client in $clients; do
+    "build_$client"
+    case $? in
+        0) "run_$client" ;;
+        3) skipped=$((skipped + 1)) ;;
+        *) broken=$((broken + 1)) ;;
+    esac
 done
 echo "== all: $passed passed, $((failed + broken)) failed"
-[ "$passed" -gt 0 ] && [ $((failed + broken)) = 0 ]
+[ $((failed + broken)) = 0 ] && { [ "$passed" -gt 0 ] || [ "$skipped" -gt 0 ]; }
