@@ -112,8 +112,7 @@ impl Shard {
     /// CHECK_CLIENT_CONFIG (46): a consumer asks whether its filter can be evaluated here.
     pub(super) fn on_check_client(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = CheckClientConfigBody::from_json(request.body).map_err(Refusal::unreadable)?;
-        Filter::of(&asked.subscription_data)
-            .ok_or_else(|| Refusal::filter_unsupported(&asked.subscription_data.expression_type))?;
+        Filter::of(&asked.subscription_data)?;
         fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[]);
         Ok(())
     }

@@ -10,7 +10,8 @@ use super::Shard;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::find::Find;
 use super::hold::Pull;
-use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX};
+use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX};
+use super::pull::Chosen;
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::types::{PhysicalOffset, QueueOffset};
@@ -311,10 +312,18 @@ impl Shard {
 
     fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {
         match purpose {
-            Purpose::Pull { pull, ranges, mut next } => {
+            Purpose::Pull { mut pull, ranges, mut next } => {
                 let mut body = Vec::with_capacity(ranges.len());
+                let mut chosen = Chosen::default();
+                pull.work += stretch.bytes.len() as u64;
                 for range in ranges {
                     match stretch.range(range) {
+                        Seen::Bytes(bytes) if pull.filter.sql().is_some() => {
+                            if let Some(offset) = chosen.choose(&mut pull, &bytes, &mut body) {
+                                next = offset;
+                                break;
+                            }
+                        }
                         Seen::Bytes(bytes) => body.push(bytes),
                         Seen::Nothing => {}
                         Seen::Behind(_) => {
@@ -322,6 +331,10 @@ impl Shard {
                             break;
                         }
                     }
+                }
+                self.counts.messages_out += chosen.messages as u64;
+                if body.is_empty() && pull.filter.sql().is_some() && pull.work < SQL_WORK_MAX {
+                    return self.evaluate(Pull { scanned: next, ..pull }, fx);
                 }
                 self.reply_found(&pull, body, next, fx);
             }

@@ -6,7 +6,7 @@
 
 use super::Refusal;
 use super::effects::ConnectionId;
-use super::filter::Filter;
+use super::filter::{Filter, FilterError};
 use super::limits::CLIENT_EXPIRY_MS;
 use ringmq_protocol::body::{
     ConsumeFromWhere, ConsumeType, ConsumerData, MessageModel, SubscriptionData, SubscriptionGroupConfig,
@@ -29,8 +29,8 @@ pub(super) struct Client {
 
 struct Subscription {
     data: SubscriptionData,
-    /// `None` if the expression is of a kind that this broker does not evaluate.
-    filter: Option<Rc<Filter>>,
+    /// A member with a wrong expression is a member; its pulls are told what is wrong.
+    filter: Result<Rc<Filter>, FilterError>,
 }
 
 #[derive(Default)]
@@ -205,10 +205,7 @@ impl Groups {
             let remark = format!("the consumer's subscription not latest, group: {group}, topic: {topic}");
             return Err(Refusal::new(ResponseCode::SUBSCRIPTION_NOT_LATEST, remark));
         }
-        subscription
-            .filter
-            .clone()
-            .ok_or_else(|| Refusal::filter_unsupported(&subscription.data.expression_type))
+        Ok(subscription.filter.clone()?)
     }
 
     fn remove_producer(&mut self, connection: ConnectionId, group: &str) {

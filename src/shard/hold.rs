@@ -22,6 +22,8 @@ pub(super) struct Pull {
     pub(super) scanned: QueueOffset,
     pub(super) messages_max: usize,
     pub(super) filter: Rc<Filter>,
+    /// Bytes that its SQL filter has looked at since it was asked or woken.
+    pub(super) work: u64,
     /// Monotonic time until which the pull may wait; `None` if it may not, or not any more.
     pub(super) hold_until_ms: Option<i64>,
 }
@@ -60,6 +62,10 @@ impl Holds {
 
     pub(super) fn is_any_at(&self, queue: QueueIx) -> bool {
         self.queues.contains_key(&queue)
+    }
+
+    pub(super) fn get(&self, id: HoldId) -> Option<&Pull> {
+        self.pulls.get(&id)
     }
 
     pub(super) fn get_mut(&mut self, id: HoldId) -> Option<&mut Pull> {

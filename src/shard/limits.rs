@@ -42,6 +42,18 @@ pub const FIND_KEY_MAX: usize = 64;
 pub const FIND_UNIQUE_MAX: usize = 32;
 /// Pulls that may wait for messages.
 pub const HELD_PULLS_MAX: usize = 200_000;
+/// Longest SQL filter.
+pub const SQL_BYTES_MAX: usize = 32 << 10;
+/// Parts of an SQL filter: constants, properties, operators. A list of IN is one.
+pub const SQL_NODES_MAX: usize = 1024;
+/// Different properties that an SQL filter speaks of.
+pub const SQL_NAMES_MAX: usize = 64;
+/// SQL filters of requests that are kept compiled.
+pub const SQL_CACHE_COUNT: usize = 256;
+/// Bytes that an SQL filter may look at for one pull before it answers with its progress.
+pub const SQL_WORK_MAX: u64 = 2 << 20;
+/// How deep an SQL filter may be nested.
+pub const SQL_DEPTH_MAX: usize = 64;
 /// Longest time a pull may wait, whatever the client asks for.
 pub const HOLD_MS_MAX: i64 = 60_000;
 /// Queues of one topic.
@@ -65,3 +77,4 @@ pub const RECENT_BYTES: u64 = 1 << 30;
 
 const _: () = assert!(PULL_BYTES_MAX as u32 <= COLD_READ_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX > MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX);
+const _: () = assert!(SQL_NODES_MAX <= u16::MAX as usize && SQL_NAMES_MAX <= SQL_NODES_MAX);

@@ -34,6 +34,7 @@ mod records;
 mod recovery;
 mod retention;
 mod send;
+pub mod sql;
 mod topics;
 
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use send::FlushDiskType;
 
 use checkpoint::Checkpoints;
 use cold::ColdReads;
+use filter::Filters;
 use groups::Groups;
 use hold::Holds;
 use limits::{CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
@@ -118,6 +120,7 @@ pub struct Shard {
     queues: Vec<QueueState>,
     topics: Topics,
     groups: Groups,
+    filters: Filters,
     offsets: Offsets,
     locks: Locks,
     holds: Holds,
@@ -175,10 +178,6 @@ impl Refusal {
         Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark)
     }
 
-    fn filter_unsupported(expression_type: &str) -> Self {
-        let remark = format!("The broker does not support consumer to filter message by {expression_type}");
-        Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
-    }
 }
 
 impl From<FieldError> for Refusal {

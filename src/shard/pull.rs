@@ -13,14 +13,18 @@ use super::filter::Filter;
 use super::hold::Pull;
 use super::limits::{
     HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX, SEALED_SCAN_MAX,
+    SQL_WORK_MAX,
 };
 use super::lookups::Waiter;
 use super::offsets::Commit;
+use super::sql::Sql;
 use super::topics::QueueState;
 use super::{Refusal, Request, Shard};
 use bytes::Bytes;
-use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, SubscriptionData, perm};
+use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, perm};
 use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::message::{StoredMessage, messages};
+use ringmq_protocol::name::RETRY_GROUP_TOPIC_PREFIX;
 use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
 use ringmq_storage::{Entry, Missing, QueueIx, SealedEntry};
@@ -63,7 +67,11 @@ impl Shard {
             Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
         })?;
         let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
-        let filter = self.filter_of(asked)?;
+        let mut filter = self.filter_of(asked)?;
+        if filter.sql().is_some() && asked.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX) {
+            // A message that comes back was wanted when it was first delivered.
+            filter = Rc::new(Filter::All);
+        }
         let from = QueueOffset(asked.queue_offset.max(0) as u64);
         let hold = asked.sys_flag & pull_flag::SUSPEND != 0 && asked.suspend_timeout_millis > 0;
         Ok(Pull {
@@ -73,23 +81,20 @@ impl Shard {
             scanned: from,
             messages_max: usize::try_from(asked.max_msg_nums).unwrap_or(0).clamp(1, PULL_MESSAGES_MAX),
             filter,
+            work: 0,
             hold_until_ms: hold
                 .then(|| self.now.monotonic_ms + asked.suspend_timeout_millis.min(HOLD_MS_MAX)),
         })
     }
 
     /// 2a. The filter comes with the request, or from what the group's heartbeats said.
-    fn filter_of(&self, asked: &PullMessageRequest<'_>) -> Result<Rc<Filter>, Refusal> {
+    fn filter_of(&mut self, asked: &PullMessageRequest<'_>) -> Result<Rc<Filter>, Refusal> {
         if asked.sys_flag & pull_flag::SUBSCRIPTION == 0 {
             return self.groups.filter(&asked.consumer_group, &asked.topic, asked.sub_version);
         }
         let expression_type = asked.expression_type.as_deref().unwrap_or(EXPRESSION_TYPE_TAG);
-        if expression_type != EXPRESSION_TYPE_TAG {
-            return Err(Refusal::filter_unsupported(expression_type));
-        }
         let expression = asked.subscription.as_deref().unwrap_or("*");
-        let filter = Filter::of(&SubscriptionData::tag_expression(&asked.topic, expression));
-        Ok(Rc::new(filter.expect("made by tags")))
+        Ok(self.filters.get(&asked.topic, expression_type, expression)?)
     }
 
     /// 3. Finds the messages, or the reason why there are none.
@@ -119,7 +124,8 @@ impl Shard {
         if let Some((last, _)) = sealed.last() {
             next = QueueOffset(last.0 + 1);
             for (offset, SealedEntry { entry, block, .. }) in sealed {
-                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, Some(block), &pull, self)
+                if pull.filter.may_match(entry.tags_code)
+                    && !found.add(offset, entry, Some(block), &pull, self)
                 {
                     next = offset;
                     break;
@@ -128,7 +134,7 @@ impl Shard {
         } else {
             next = QueueOffset(max.0.min(start.0.max(self.index.memory_start(pull.queue).0) + PULL_SCAN_MAX));
             for (offset, entry) in self.index.entries(pull.queue, start, next) {
-                if pull.filter.matches(entry.tags_code) && !found.add(offset, entry, None, &pull, self) {
+                if pull.filter.may_match(entry.tags_code) && !found.add(offset, entry, None, &pull, self) {
                     next = offset;
                     break;
                 }
@@ -138,9 +144,9 @@ impl Shard {
         if found.ranges.is_empty() {
             return self.reply_not_matched(&pull, next, fx);
         }
-        self.counts.messages_out += found.messages as u64;
         match found.cold {
             None => {
+                self.counts.messages_out += found.messages as u64;
                 let tail = |range: &LogRange| {
                     self.log.tail(range.position, range.len).expect("seen in the tail above")
                 };
@@ -148,6 +154,9 @@ impl Shard {
                 self.reply_found(&pull, body, next, fx);
             }
             Some(Cold { block, .. }) => {
+                if pull.filter.sql().is_none() {
+                    self.counts.messages_out += found.messages as u64;
+                }
                 let purpose = Purpose::Pull { pull, ranges: found.ranges, next };
                 self.read_cold(block, purpose, fx);
             }
@@ -166,6 +175,14 @@ impl Shard {
         let Some((queue, _)) = self.index.sealed_queue(pull.queue) else { return Ok(Vec::new()) };
         let count = if *pull.filter == Filter::All { pull.messages_max } else { SEALED_SCAN_MAX };
         self.sealed.entries(queue, start, count)
+    }
+
+    /// Whether an SQL filter wants a message, and the bytes looked at for that. `None` if the message is not in the tail.
+    fn evaluate_sql(&self, sql: &Sql, entry: Entry) -> Option<(bool, u64)> {
+        let bytes = self.log.tail(entry.position, entry.size)?;
+        let (message, _) = StoredMessage::parse(&bytes).expect("encoded or checked by this broker");
+        let properties = message.properties();
+        Some((sql.matches(properties), sql.cost(properties)))
     }
 
     /// 4a. At the end of the queue: wait there, if the client wants to and there is room.
@@ -192,17 +209,26 @@ impl Shard {
         }
         let max = self.queues[queue.0 as usize].visible;
         for id in self.holds.at(queue) {
-            let pull = self.holds.get_mut(id).expect("listed at its queue");
-            let is_wanted = *pull.filter == Filter::All
-                || self
-                    .index
-                    .entries(queue, pull.scanned, max)
-                    .any(|(_, entry)| pull.filter.matches(entry.tags_code));
+            let pull = self.holds.get(id).expect("listed at its queue");
+            let is_wanted = self.wants_any(&pull.filter, queue, pull.scanned, max);
             if is_wanted {
                 let pull = self.holds.take(id).expect("listed at its queue");
                 self.evaluate(Pull { hold_until_ms: None, ..pull }, fx);
             } else {
-                pull.scanned = max;
+                self.holds.get_mut(id).expect("listed at its queue").scanned = max;
+            }
+        }
+    }
+
+    /// Whether a message of a queue may be wanted.
+    fn wants_any(&self, filter: &Filter, queue: QueueIx, from: QueueOffset, to: QueueOffset) -> bool {
+        let mut entries = self.index.entries(queue, from, to);
+        match filter {
+            Filter::All => true,
+            Filter::Tags(_) => entries.any(|(_, entry)| filter.may_match(entry.tags_code)),
+            // What is not in memory any more is read, and decided then.
+            Filter::Sql(sql) => {
+                entries.any(|(_, entry)| self.evaluate_sql(sql, entry).is_none_or(|(is_wanted, _)| is_wanted))
             }
         }
     }
@@ -269,6 +295,8 @@ struct Found {
     bytes: usize,
     /// Where the ranges lie, if not in the tail.
     cold: Option<Cold>,
+    /// Bytes that an SQL filter has looked at.
+    work: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -294,11 +322,27 @@ impl Found {
         let in_memory = || shard.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
         let block = if is_cold { block.unwrap_or_else(in_memory) } else { PhysicalOffset(0) };
         let range = LogRange { position: entry.position, len: entry.size, block, offset };
+        if let Some(sql) = pull.filter.sql()
+            && !is_cold
+            && self.cold.is_none()
+        {
+            if self.work > SQL_WORK_MAX {
+                return false;
+            }
+            let (is_wanted, cost) = shard.evaluate_sql(sql, entry).expect("seen in the tail above");
+            self.work += cost;
+            if !is_wanted {
+                return true;
+            }
+        }
         if self.messages == 0 {
             // The first message is always taken, whatever its size.
             self.cold = is_cold.then(|| Cold { block, limit: shard.cold_limit(block) });
         } else {
-            let is_full = self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX;
+            // What an SQL filter is still to choose from is bounded by what is read at once.
+            let is_choice = is_cold && pull.filter.sql().is_some();
+            let is_full =
+                !is_choice && (self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX);
             let is_elsewhere =
                 is_cold != self.cold.is_some() || self.cold.is_some_and(|cold| range.end() > cold.limit);
             if is_full || is_elsewhere {
@@ -312,5 +356,44 @@ impl Found {
         self.messages += 1;
         self.bytes += len;
         true
+    }
+}
+
+/// The messages of one response that an SQL filter chooses from what was read.
+#[derive(Default)]
+pub(super) struct Chosen {
+    has_looked: bool,
+    pub(super) messages: usize,
+    bytes: usize,
+}
+
+impl Chosen {
+    /// Adds those of a range that are wanted. The answer is the offset of the first message that is left to the next pull,
+    /// if the response is full or the filter has worked enough for one.
+    pub(super) fn choose(
+        &mut self,
+        pull: &mut Pull,
+        range: &Bytes,
+        body: &mut Vec<Bytes>,
+    ) -> Option<QueueOffset> {
+        let filter = pull.filter.clone();
+        let sql = filter.sql()?;
+        for message in messages(range) {
+            let message = message.expect("checked with its block");
+            let len = message.as_bytes().len();
+            let is_full = self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX;
+            if is_full && self.messages > 0 || pull.work > SQL_WORK_MAX && self.has_looked {
+                return Some(message.queue_offset());
+            }
+            self.has_looked = true;
+            let properties = message.properties();
+            pull.work += sql.cost(properties);
+            if sql.matches(properties) {
+                body.push(range.slice_ref(message.as_bytes()));
+                self.messages += 1;
+                self.bytes += len;
+            }
+        }
+        None
     }
 }

@@ -4,6 +4,7 @@
 
 use super::checkpoint::Checkpoints;
 use super::cold::ColdReads;
+use super::filter::Filters;
 use super::groups::Groups;
 use super::hold::Holds;
 use super::limits::{FROZEN_SEGMENTS_MAX, INDEX_CACHE_PAGES};
@@ -131,6 +132,7 @@ impl Shard {
             queues: state.queues,
             topics: state.topics,
             groups: state.groups,
+            filters: Filters::default(),
             offsets: state.offsets,
             locks: Locks::default(),
             holds: Holds::default(),

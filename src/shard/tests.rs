@@ -1,5 +1,6 @@
 //! The state machine, driven by hand: frames in, writes completed in any order, frames out.
 
+mod filters;
 mod segments;
 
 use super::*;
@@ -186,23 +187,7 @@ impl Fixture {
         hold_ms: i64,
         expression: &str,
     ) -> Opaque {
-        let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
-        let pull = PullMessageRequest {
-            consumer_group: "g".into(),
-            topic: topic.into(),
-            queue_id: 0,
-            queue_offset: from,
-            max_msg_nums: 32,
-            sys_flag: suspend | pull_flag::SUBSCRIPTION,
-            commit_offset: 0,
-            suspend_timeout_millis: hold_ms,
-            subscription: Some(expression.into()),
-            sub_version: 0,
-            expression_type: None,
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
-        };
+        let pull = pull_request(topic, from, hold_ms, expression);
         self.request_from(by, RequestCode::PULL_MESSAGE, &pull, &[])
     }
 
@@ -216,6 +201,26 @@ impl Fixture {
             message.body().to_vec()
         });
         Some((answer.code, next, bodies.collect()))
+    }
+}
+
+fn pull_request<'a>(topic: &'a str, from: i64, hold_ms: i64, expression: &'a str) -> PullMessageRequest<'a> {
+    let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
+    PullMessageRequest {
+        consumer_group: "g".into(),
+        topic: topic.into(),
+        queue_id: 0,
+        queue_offset: from,
+        max_msg_nums: 32,
+        sys_flag: suspend | pull_flag::SUBSCRIPTION,
+        commit_offset: 0,
+        suspend_timeout_millis: hold_ms,
+        subscription: Some(expression.into()),
+        sub_version: 0,
+        expression_type: None,
+        max_msg_bytes: None,
+        request_source: None,
+        proxy_forward_client_id: None,
     }
 }
 

@@ -170,8 +170,10 @@ fn refuse_requests(raw: &mut Raw) {
     let wrong = PullMessageRequest { queue_id: 4, ..pull(TOPIC, 0, 0, "*") };
     assert_refused(&raw.call(RequestCode::PULL_MESSAGE, &wrong, empty()), 29, "queueId[4]");
     assert_eq!(raw.call(RequestCode::PULL_MESSAGE, &pull(TOPIC, 1 << 40, 0, "*"), empty()).code, 21);
-    let sql = PullMessageRequest { expression_type: Some("SQL92".into()), ..pull(TOPIC, 0, 0, "a > 1") };
-    assert_eq!(raw.call(RequestCode::PULL_MESSAGE, &sql, empty()).code, 1);
+    let sql = PullMessageRequest { expression_type: Some("SQL92".into()), ..pull(TOPIC, 0, 0, "a > 'x'") };
+    assert_refused(&raw.call(RequestCode::PULL_MESSAGE, &sql, empty()), 23, "character 5, at `'x'`");
+    let other = PullMessageRequest { expression_type: Some("XPATH".into()), ..pull(TOPIC, 0, 0, "//a") };
+    assert_refused(&raw.call(RequestCode::PULL_MESSAGE, &other, empty()), 1, "TAG and SQL92");
     assert_eq!(raw.call(RequestCode::HEART_BEAT, &(), "{\"clientID\":").code, 1);
     assert_refused(&raw.call(9999, &(), empty()), 3, "9999");
 
