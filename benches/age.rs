@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Parser;
 use ringmq::shard::{
-    ConnectionId, Effects, FileRead, FlushDiskType, LogFile, News, Shard, ShardConfig, Time, limits,
+    ConnectionId, DelayTable, Effects, FileRead, FlushDiskType, LogFile, News, Shard, ShardConfig, Time,
+    limits,
 };
 use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::code::RequestCode;
@@ -102,6 +103,7 @@ impl Engine {
             address: "127.0.0.1:10911".parse()?,
             flush: FlushDiskType::Sync,
             auto_create_topics: true,
+            delays: DelayTable::default(),
             key_salt: 1,
         };
         let log = LogConfig { record_bytes_max: limits::RECORD_BYTES_MAX as u32, ..LogConfig::default() };

@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use ringmq::shard::{ConnectionId, Effects, FlushDiskType, News, Shard, ShardConfig, Time, limits};
+use ringmq::shard::{
+    ConnectionId, DelayTable, Effects, FlushDiskType, News, Shard, ShardConfig, Time, limits,
+};
 use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::code::RequestCode;
 use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
@@ -34,6 +36,7 @@ impl Fast {
             address: "127.0.0.1:10911".parse().unwrap(),
             flush: FlushDiskType::Sync,
             auto_create_topics: true,
+            delays: DelayTable::default(),
             key_salt: 1,
         };
         let log = LogConfig { record_bytes_max: limits::RECORD_BYTES_MAX as u32, ..LogConfig::default() };

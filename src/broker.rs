@@ -5,7 +5,7 @@ use crate::config::{Config, ConfigError, Flush, NameServers};
 use crate::driver::{Backstage, Driver, FromShard, LogFiles, ToShard};
 use crate::housekeeping::{self, Retention, ShardEnded, ShardLink};
 use crate::namesrv::{self, BIND_PATIENCE};
-use crate::shard::{FlushDiskType, Shard, ShardConfig, limits};
+use crate::shard::{DelayTable, FlushDiskType, Shard, ShardConfig, limits};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ringmq_net::Limits;
 use ringmq_protocol::body::TopicConfig;
@@ -80,6 +80,7 @@ struct ShardPlan {
     cluster_name: String,
     flush: FlushDiskType,
     auto_create_topics: bool,
+    delays: DelayTable,
     key_salt: u32,
     log: LogConfig,
     directory: PathBuf,
@@ -136,6 +137,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
                 Flush::Async => FlushDiskType::Async,
             },
             auto_create_topics: config.auto_create_topics,
+            delays: config.delays.clone(),
             key_salt: random(),
             log: log_config(&config, &data, index)?,
             directory: data.shard_dir(index),
@@ -288,6 +290,7 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
         address,
         flush: plan.flush,
         auto_create_topics: plan.auto_create_topics,
+        delays: plan.delays,
         key_salt: plan.key_salt,
     };
     let started = Instant::now();

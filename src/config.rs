@@ -1,6 +1,7 @@
 //! What a broker can be told: on the command line, or in a TOML file with the same names. The command line wins.
 
 use crate::housekeeping::Retention;
+use crate::shard::DelayTable;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -63,6 +64,11 @@ pub struct Settings {
     /// Whether a send to an unknown topic makes the topic [default: true]
     #[arg(long, value_name = "BOOL")]
     auto_create_topics: Option<bool>,
+    /// How long each delay level delays a message, like "1s 5s 10s" for three levels; also ms, m, h and d [default: 1s 5s 10s 30s
+    /// 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h]
+    #[arg(long, value_name = "TIMES")]
+    #[serde(default, deserialize_with = "delays_or_none")]
+    message_delay_level: Option<DelayTable>,
     /// Start every write at a sector of its own, for disks that cannot be trusted to write half a sector [default: false]
     #[arg(long, value_name = "BOOL")]
     pad_blocks: Option<bool>,
@@ -129,6 +135,7 @@ pub struct Config {
     pub name_servers: NameServers,
     pub flush: Flush,
     pub auto_create_topics: bool,
+    pub delays: DelayTable,
     pub pad_blocks: bool,
     /// As asked for by name.
     pub segment_bytes: Option<u64>,
@@ -180,6 +187,7 @@ impl Settings {
             embedded_namesrv,
             flush: self.flush.or(file.flush),
             auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
+            message_delay_level: self.message_delay_level.or(file.message_delay_level),
             pad_blocks: self.pad_blocks.or(file.pad_blocks),
             segment_size: self.segment_size.or(file.segment_size),
             tail_memory: self.tail_memory.or(file.tail_memory),
@@ -223,6 +231,7 @@ impl Settings {
             name_servers,
             flush: self.flush.unwrap_or(Flush::Sync),
             auto_create_topics: self.auto_create_topics.unwrap_or(true),
+            delays: self.message_delay_level.unwrap_or_default(),
             pad_blocks: self.pad_blocks.unwrap_or(false),
             segment_bytes: self.segment_size,
             tail_bytes: self.tail_memory.unwrap_or(64 << 20),
@@ -317,6 +326,11 @@ fn duration_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result
     parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn delays_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<DelayTable>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 fn size_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -388,6 +402,17 @@ mod tests {
         assert!(
             parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err()
         );
+    }
+
+    #[test]
+    fn delay_levels_come_from_the_command_line_or_the_file() {
+        assert_eq!(resolve("", "").unwrap().delays, DelayTable::default());
+        let config = resolve("", "message-delay-level = \"1s 2h\"").unwrap();
+        assert_eq!(config.delays.to_string(), "1s 2h");
+        let config = resolve("--message-delay-level 100ms", "message-delay-level = \"1s 2h\"").unwrap();
+        assert_eq!(config.delays.to_string(), "100ms");
+        let error = resolve("--message-delay-level 1y", "").unwrap_err().to_string();
+        assert!(error.contains("\"1y\" is no delay"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ringmq::driver::{Driver, LogFiles};
-use ringmq::shard::{FlushDiskType, Shard, ShardConfig};
+use ringmq::shard::{DelayTable, FlushDiskType, Shard, ShardConfig};
 use ringmq_net::Limits;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
@@ -292,6 +292,7 @@ impl World {
                 FlushDiskType::Sync
             },
             auto_create_topics: true,
+            delays: DelayTable::default(),
             key_salt: self.random.next_u64() as u32,
         };
         let wall_ms = ring.now().wall_ms;

@@ -197,6 +197,7 @@ impl Shard {
                 reply_body(request.to, &self.groups.configs[&*asked.group], fx);
                 Ok(())
             }
+            RequestCode::GET_ALL_DELAY_OFFSET => self.on_delay_offsets(request, fx),
             RequestCode::GET_BROKER_RUNTIME_INFO => {
                 reply_body(request.to, &KvTable { table: self.runtime_info() }, fx);
                 Ok(())
@@ -333,7 +334,7 @@ impl Shard {
     }
 
     /// Consumers subscribe to their group's retry topic, and tools find a group through its route.
-    fn ensure_retry_topic(&mut self, group: &str) -> Result<(), Refusal> {
+    pub(super) fn ensure_retry_topic(&mut self, group: &str) -> Result<(), Refusal> {
         let topic = name::retry_topic(group);
         if self.topics.get(&topic).is_some() {
             return Ok(());
@@ -433,7 +434,7 @@ impl Shard {
     /// GET_BROKER_RUNTIME_INFO (28): what this broker knows of itself, under RocketMQ's names where there is one.
     fn runtime_info(&self) -> BTreeMap<String, String> {
         let put = |name: &str, value: &dyn ToString| (name.to_owned(), value.to_string());
-        BTreeMap::from([
+        let mut table = BTreeMap::from([
             put("brokerVersionDesc", &concat!("RingMQ ", env!("CARGO_PKG_VERSION"))),
             put("brokerVersion", &VERSION_REPORTED),
             put("brokerActive", &self.log.poisoned().is_none()),
@@ -446,7 +447,10 @@ impl Shard {
             put("msgGetTotalTodayNow", &self.counts.messages_out),
             put("putMessageSizeTotal", &self.counts.bytes_in),
             put("heldPulls", &self.holds.len()),
-        ])
+            put("messageDelayLevel", self.delays.table()),
+        ]);
+        table.extend(self.delay_info());
+        table
     }
 }
 

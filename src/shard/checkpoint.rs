@@ -1,6 +1,6 @@
 //! Checkpoints: all of the small state, written into the log near the end of each segment (docs/storage.md).
 //!
-//!   begin → topics, groups, offsets, queues: a piece a turn, messages in between → end
+//!   begin → topics, groups, offsets, queues, delays: a piece a turn, messages in between → end
 //!
 //! K1  Whoever reads the log from the begin of a complete checkpoint on knows the whole state, without anything before.
 //! K2  What a piece says is what holds at that moment; what changes later has its own record behind it.
@@ -23,6 +23,8 @@ enum Piece {
     Offsets(Box<str>, Box<str>),
     /// Queues of a topic.
     Queues(Box<str>),
+    /// How far the delay levels are.
+    Delays,
 }
 
 #[derive(Debug)]
@@ -133,6 +135,7 @@ impl Shard {
         pieces.extend(self.groups.configs.keys().map(|group| Piece::Group(name(group))));
         pieces.extend(self.offsets.pairs().into_iter().map(|(g, t)| Piece::Offsets(name(g), name(t))));
         pieces.extend(topics.iter().map(|t| Piece::Queues(name(&t.config.topic_name))));
+        pieces.push_back(Piece::Delays);
         self.checkpoints.running = Some(Running { begin, pieces, bytes: 0 });
         Ok(())
     }
@@ -157,6 +160,10 @@ impl Shard {
                 let queues = self.index.queues_of(topic);
                 let marks = queues.filter_map(|(id, queue)| Some((id, self.index.mark(queue)?)));
                 (kind::QUEUES, records::encode_marks(topic, marks))
+            }
+            Piece::Delays => {
+                let body = records::encode_levels(self.delays.progress());
+                (kind::DELAY, Some(body).filter(|body| !body.is_empty()).into_iter().collect())
             }
         };
         let mut bytes = 0;

@@ -7,11 +7,13 @@
 //! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them.
 
 use super::Shard;
+use super::delay::DelayLevel;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX};
 use super::pull::Chosen;
+use super::retry::SendBack;
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::types::{PhysicalOffset, QueueOffset};
@@ -46,14 +48,21 @@ pub(super) enum Purpose {
     View { to: ReplyTo, position: PhysicalOffset },
     /// A search for messages with a key, of which the next one is here.
     Find { find: Box<Find>, position: PhysicalOffset },
+    /// A message that its consumer sends back.
+    SendBack { back: Box<SendBack>, position: PhysicalOffset },
+    /// Messages of a delay level that are due, a range each.
+    Delay { level: DelayLevel, ranges: Vec<LogRange> },
 }
 
 impl Purpose {
-    fn reply_to(&self) -> ReplyTo {
+    /// Who is to be told if the read cannot be made.
+    fn asker(&self) -> Result<ReplyTo, DelayLevel> {
         match self {
-            Purpose::Pull { pull, .. } => pull.to,
-            Purpose::View { to, .. } => *to,
-            Purpose::Find { find, .. } => find.to,
+            Purpose::Pull { pull, .. } => Ok(pull.to),
+            Purpose::View { to, .. } => Ok(*to),
+            Purpose::Find { find, .. } => Ok(find.to),
+            Purpose::SendBack { back, .. } => Ok(back.to),
+            Purpose::Delay { level, .. } => Err(*level),
         }
     }
 }
@@ -192,7 +201,7 @@ impl Shard {
         if self.cold.waiting.len() >= COLD_WAITING_MAX {
             let remark =
                 format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
-            return fx.replies.push(purpose.reply_to(), ResponseCode::SYSTEM_BUSY, Some(&remark), &(), &[]);
+            return self.fail_read(&purpose, ResponseCode::SYSTEM_BUSY, &remark, fx);
         }
         if self.cold.in_flight.len() >= COLD_READS_MAX {
             return self.cold.waiting.push_back((block, is_exact, purpose));
@@ -219,7 +228,7 @@ impl Shard {
             Err(reason) => {
                 let line =
                     format!("reading {} bytes of the log at {} failed: {reason}", read.len, read.start);
-                self.refuse_read(read.purpose.reply_to(), &line, fx);
+                self.fail_read(&read.purpose, ResponseCode::SYSTEM_ERROR, &line, fx);
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
         }
@@ -229,6 +238,13 @@ impl Shard {
                 Purpose::Pull { pull, .. } if block < self.log_start() => self.evaluate(pull, fx),
                 purpose => self.read_stretch(block, is_exact, purpose, fx),
             }
+        }
+    }
+
+    fn fail_read(&mut self, purpose: &Purpose, code: ResponseCode, line: &str, fx: &mut Effects) {
+        match purpose.asker() {
+            Ok(to) => fx.replies.push(to, code, Some(line), &(), &[]),
+            Err(level) => self.deliver_later(level),
         }
     }
 
@@ -348,6 +364,24 @@ impl Shard {
                 Seen::Bytes(message) => self.on_candidate(find, Some(message), fx),
                 Seen::Nothing => self.on_candidate(find, None, fx),
             },
+            Purpose::SendBack { back, position } => match stretch.message(position, self) {
+                Seen::Behind(block) => {
+                    self.read_stretch(block, false, Purpose::SendBack { back, position }, fx);
+                }
+                Seen::Bytes(message) => self.send_back(&back, position, Some(message), fx),
+                Seen::Nothing => self.send_back(&back, position, None, fx),
+            },
+            Purpose::Delay { level, ranges } => {
+                let mut found = Vec::with_capacity(ranges.len());
+                for range in ranges {
+                    match stretch.range(range) {
+                        Seen::Bytes(bytes) => found.push((range.offset, Some(bytes))),
+                        Seen::Nothing => found.push((range.offset, None)),
+                        Seen::Behind(_) => break,
+                    }
+                }
+                self.deliver(level, found, fx);
+            }
         }
     }
 

@@ -72,9 +72,23 @@ pub const CLIENT_SCAN_MS: i64 = 10_000;
 pub const LOCK_MS: i64 = 60_000;
 /// How often it is looked at which messages of a topic are too old for it.
 pub const RETENTION_CHECK_MS: i64 = 1_000;
+/// Delay levels.
+pub const DELAY_LEVELS_MAX: usize = 64;
+/// Longest delay of a level: 366 days.
+pub const DELAY_MS_MAX: i64 = 366 * 24 * 3600 * 1000;
+/// Delayed messages of a level that are delivered in one turn.
+pub const DELIVERY_COUNT_MAX: usize = 256;
+/// Their bytes, unless a single one is longer.
+pub const DELIVERY_BYTES_MAX: u64 = 256 << 10;
+/// Pause before a level looks again for a message that is due but not on disk yet, or that the log did not take.
+pub const DELAY_RETRY_MS: i64 = 10;
+/// The same after a read that failed.
+pub const DELAY_FAILED_MS: i64 = 1_000;
 /// Data this close to the end of the log counts as "in memory" for the first-consume rule of RocketMQ.
 pub const RECENT_BYTES: u64 = 1 << 30;
 
 const _: () = assert!(PULL_BYTES_MAX as u32 <= COLD_READ_BYTES_MAX);
+// What a delivery takes in a block: a message, or several, and the record of its level.
+const _: () = assert!(2 * DELIVERY_BYTES_MAX < RECORD_BYTES_MAX as u64);
 const _: () = assert!(RECORD_BYTES_MAX > MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX);
 const _: () = assert!(SQL_NODES_MAX <= u16::MAX as usize && SQL_NAMES_MAX <= SQL_NODES_MAX);

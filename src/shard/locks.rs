@@ -41,6 +41,12 @@ impl Locks {
             .collect()
     }
 
+    /// True if any client of the group holds a queue.
+    pub(super) fn is_any_held(&self, group: &str, now_ms: i64) -> bool {
+        let held = self.groups.get(group);
+        held.is_some_and(|held| held.values().any(|lock| now_ms - lock.taken_ms < LOCK_MS))
+    }
+
     /// Releases what `client_id` holds of `queues`.
     pub(super) fn unlock(&mut self, group: &str, client_id: &str, queues: &[MessageQueue]) {
         let Some(held) = self.groups.get_mut(group) else { return };
@@ -73,5 +79,18 @@ mod tests {
         assert!(locks.lock("g", "c1", vec![queue(0)], LOCK_MS).is_empty());
         locks.unlock("g", "c2", &[queue(0), queue(2)]);
         assert_eq!(locks.lock("g", "c1", vec![queue(0)], LOCK_MS), [queue(0)]);
+    }
+
+    #[test]
+    fn a_group_holds_something_until_its_last_lock_is_gone() {
+        let mut locks = Locks::default();
+        assert!(!locks.is_any_held("g", 0));
+        locks.lock("g", "c1", vec![queue(0)], 0);
+        locks.lock("g", "c2", vec![queue(1)], 10);
+        assert!(!locks.is_any_held("other", 10));
+        assert!(locks.is_any_held("g", LOCK_MS + 9), "the second one lives");
+        assert!(!locks.is_any_held("g", LOCK_MS + 10));
+        locks.unlock("g", "c2", &[queue(1)]);
+        assert!(locks.is_any_held("g", LOCK_MS - 1) && !locks.is_any_held("g", LOCK_MS));
     }
 }

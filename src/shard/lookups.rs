@@ -7,6 +7,7 @@
 //! W2  A page is checked before it is used. A wrong one is read a second time, then its index is rebuilt.
 //! W3  Pages under way are far fewer than pages kept, so that nobody's pages are gone before it is asked again.
 
+use super::delay::DelayLevel;
 use super::effects::{ConnectionId, Effects, FileRead, LogFile, News};
 use super::find::Find;
 use super::hold::Pull;
@@ -34,6 +35,8 @@ pub(super) enum Waiter {
         segment: SegmentBase,
         forced: bool,
     },
+    /// A delay level looks at its queue.
+    Delay(DelayLevel),
 }
 
 struct Waiting {
@@ -191,6 +194,7 @@ impl Shard {
                 self.on_frame(connection, peer, &frame, fx);
             }
             Waiter::Release { segment, forced } => self.on_release(segment, forced, fx),
+            Waiter::Delay(level) => self.deliver_level(level, fx),
         }
     }
 
@@ -222,6 +226,7 @@ impl Shard {
             Waiter::Release { segment, .. } => {
                 return fx.news.push(News::Kept { segment, reason: remark.to_owned() });
             }
+            Waiter::Delay(level) => return self.deliver_later(level),
         };
         fx.replies.push(to, code, Some(remark), &(), &[]);
     }

@@ -9,6 +9,7 @@
 //!   locks     strict order               records   settings in the log      recovery  all of it, from the log
 //!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
 //!   retention what may be deleted      attributes what a topic has of its own
+//!   delay     messages for later       retry     what consumers could not process
 //!
 //! S1  Nothing here does I/O, reads a clock, draws a random number or starts a thread: the same events give the same
 //!     effects, byte for byte. No iteration order of a hash map reaches a decision.
@@ -19,6 +20,7 @@ mod admin;
 mod attributes;
 mod checkpoint;
 mod cold;
+mod delay;
 mod effects;
 mod filter;
 mod find;
@@ -33,6 +35,7 @@ mod query;
 mod records;
 mod recovery;
 mod retention;
+mod retry;
 mod send;
 pub mod sql;
 mod topics;
@@ -40,12 +43,14 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
+pub use delay::DelayTable;
 pub use effects::{ConnectionId, Effects, FileRead, LogFile, News, Replies, ReplyTo};
 pub use recovery::Boot;
 pub use send::FlushDiskType;
 
 use checkpoint::Checkpoints;
 use cold::ColdReads;
+use delay::Delays;
 use filter::Filters;
 use groups::Groups;
 use hold::Holds;
@@ -85,6 +90,7 @@ pub struct ShardConfig {
     pub flush: FlushDiskType,
     /// Whether a send to an unknown topic makes the topic.
     pub auto_create_topics: bool,
+    pub delays: DelayTable,
     /// Tells the unique keys made here from those made elsewhere or earlier.
     pub key_salt: u32,
 }
@@ -123,6 +129,7 @@ pub struct Shard {
     filters: Filters,
     offsets: Offsets,
     locks: Locks,
+    delays: Delays,
     holds: Holds,
     cold: ColdReads,
     /// What waits for blocks of the log, oldest first.
@@ -177,7 +184,6 @@ impl Refusal {
         let remark = format!("topic[{topic}] not exist, apply first please!");
         Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark)
     }
-
 }
 
 impl From<FieldError> for Refusal {
@@ -225,6 +231,7 @@ impl Shard {
                 self.on_send(&request, fx)
             }
             RequestCode::PULL_MESSAGE | RequestCode::LITE_PULL_MESSAGE => self.on_pull(&request, fx),
+            RequestCode::CONSUMER_SEND_MSG_BACK => self.on_send_back(&request, fx),
             RequestCode::HEART_BEAT => self.on_heartbeat(&request, fx),
             RequestCode::UNREGISTER_CLIENT => self.on_unregister(&request, fx),
             RequestCode::GET_CONSUMER_LIST_BY_GROUP => self.on_consumer_list(&request, fx),
@@ -262,6 +269,7 @@ impl Shard {
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.expire_holds(fx);
+        self.deliver_due(fx);
         self.write_checkpoint();
         self.seal_segments(fx);
         self.release_segments(fx);
@@ -287,9 +295,12 @@ impl Shard {
     /// Monotonic time at which `on_tick` has something to do, if nothing else happens before.
     pub fn next_deadline_ms(&self) -> Option<i64> {
         let scan = self.groups.has_clients().then_some(self.scan_clients_at_ms);
-        let goes_on = self.checkpoints.pause_ms().filter(|_| self.log.poisoned().is_none());
+        let is_alive = self.log.poisoned().is_none();
+        let goes_on = self.checkpoints.pause_ms().filter(|_| is_alive);
         let checkpoint = goes_on.map(|pause_ms| self.now.monotonic_ms + pause_ms);
-        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint]
+        let due = self.delays.wake_ms().filter(|_| is_alive);
+        let due = due.map(|ms| self.now.monotonic_ms + ms.saturating_sub(self.now.wall_ms).max(0));
+        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint, due]
             .into_iter()
             .flatten()
             .min()

@@ -228,10 +228,6 @@ impl Shard {
         }
     }
 
-    pub(super) fn refuse_read(&self, to: ReplyTo, line: &str, fx: &mut Effects) {
-        fx.replies.push(to, ResponseCode::SYSTEM_ERROR, Some(line), &(), &[]);
-    }
-
     /// The queue, if it exists and was ever used.
     pub(super) fn known_queue(&self, topic: &str, queue_id: QueueId) -> Option<QueueIx> {
         self.topics.get(topic)?.known_queue(queue_id)

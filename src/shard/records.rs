@@ -1,5 +1,7 @@
 //! The settings records of the log: their kinds and bodies (docs/format.md).
 
+use super::delay::DelayLevel;
+use super::limits::DELAY_LEVELS_MAX;
 use super::offsets::Commit;
 use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
 use ringmq_storage::QueueMark;
@@ -20,6 +22,8 @@ pub(super) mod kind {
     pub(in crate::shard) const CHECKPOINT_BEGIN: u16 = 7;
     /// Empty: the checkpoint that began last is complete.
     pub(in crate::shard) const CHECKPOINT_END: u16 = 8;
+    /// How far delay levels are, see [`super::encode_levels`].
+    pub(in crate::shard) const DELAY: u16 = 9;
 }
 
 /// Bytes of commits or of queues in one record, give or take one of them.
@@ -100,6 +104,22 @@ pub(super) fn decode_marks(mut body: &[u8]) -> Option<(&str, Vec<(QueueId, Queue
     Some((topic, marks))
 }
 
+/// Encodes how far delay levels are: for each its number from 1 (u32 LE), and the offset of its next message (u64 LE).
+pub(super) fn encode_levels(levels: impl Iterator<Item = (DelayLevel, QueueOffset)>) -> Vec<u8> {
+    levels.flat_map(|(level, next)| level.0.to_le_bytes().into_iter().chain(next.0.to_le_bytes())).collect()
+}
+
+/// The levels of a record; `None` if the bytes make no sense.
+pub(super) fn decode_levels(mut body: &[u8]) -> Option<Vec<(DelayLevel, QueueOffset)>> {
+    let rest = &mut body;
+    let mut levels = Vec::new();
+    while !rest.is_empty() {
+        let level = number(rest).filter(|level| (1..=DELAY_LEVELS_MAX as u32).contains(level))?;
+        levels.push((DelayLevel(level), QueueOffset(long(rest)?)));
+    }
+    Some(levels)
+}
+
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     let (taken, tail) = rest.split_at_checked(len)?;
     *rest = tail;
@@ -155,9 +175,16 @@ mod tests {
         }
 
         #[test]
+        fn levels_survive(levels in prop::collection::vec((1..=DELAY_LEVELS_MAX as u32, any::<u64>()), 0..70)) {
+            let levels: Vec<_> = levels.into_iter().map(|(level, next)| (DelayLevel(level), QueueOffset(next))).collect();
+            prop_assert_eq!(decode_levels(&encode_levels(levels.iter().copied())), Some(levels));
+        }
+
+        #[test]
         fn arbitrary_bytes_end(body in prop::collection::vec(any::<u8>(), 0..500)) {
             prop_assert!(decode_commits(&body).count() <= body.len());
             prop_assert!(decode_marks(&body).is_none_or(|(_, marks)| marks.len() <= body.len()));
+            prop_assert!(decode_levels(&body).is_none_or(|levels| levels.len() == body.len() / 12));
         }
     }
 }

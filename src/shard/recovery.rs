@@ -4,6 +4,7 @@
 
 use super::checkpoint::Checkpoints;
 use super::cold::ColdReads;
+use super::delay::Delays;
 use super::filter::Filters;
 use super::groups::Groups;
 use super::hold::Holds;
@@ -17,8 +18,9 @@ use super::{Counts, REGION, Shard, ShardConfig, Time};
 use ringmq_protocol::body::{SubscriptionGroupConfig, TopicConfig, perm};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::message::StoredMessage;
+use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, names};
-use ringmq_protocol::types::{PhysicalOffset, QueueId};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
 use ringmq_storage::{
     ChainPoint, CommitLog, Damage, IndexHeader, LogConfig, QueueIndex, QueueIx, Record, RecoverError,
     Recovered, RecoveryReport, SealedSegments, SegmentEnd, SegmentIndex, SegmentStore, Visitor, open_indexes,
@@ -52,6 +54,8 @@ struct State {
     topics: Topics,
     groups: Groups,
     offsets: Offsets,
+    /// The next offset of each delay level.
+    delays: Vec<QueueOffset>,
     checkpoints: Checkpoints,
     /// Indexes from before this reading and those that it made, oldest first.
     sealed: Vec<IndexHeader>,
@@ -115,7 +119,10 @@ impl Shard {
             SealedSegments::new(log_config.identity(), log_config.segment_bytes, INDEX_CACHE_PAGES);
         state.sealed.into_iter().for_each(|header| sealed.push(header));
         state.checkpoints.on_recovered();
+        let schedule = state.topics.get(name::RMQ_SYS_SCHEDULE_TOPIC).expect("every broker has it");
+        state.delays.resize(state.delays.len().max(schedule.queue_count() as usize), QueueOffset(0));
         let shard = Shard {
+            delays: Delays::new(config.delays.clone(), &state.delays),
             config,
             now: Time::default(),
             active: recovered.blocks.last(),
@@ -237,6 +244,7 @@ impl State {
             topics: Topics::default(),
             groups: Groups::default(),
             offsets: Offsets::default(),
+            delays: Vec::new(),
             checkpoints: Checkpoints::default(),
             sealed,
             sealed_end,
@@ -248,7 +256,7 @@ impl State {
             doubt: Vec::new(),
             last_queue: None,
         };
-        for topic in system_topics(&config.cluster_name, &config.broker_name, config.auto_create_topics) {
+        for topic in system_topics(config) {
             state.topics.put(topic, false);
         }
         state
@@ -330,6 +338,13 @@ impl State {
                     let queue = self.queue(topic, queue_id);
                     self.index.set_mark(queue, mark);
                     self.is_known(queue);
+                }
+            }
+            kind::DELAY => {
+                for (level, next) in records::decode_levels(body).ok_or("delay levels that cannot be read")? {
+                    let index = level.queue_id().0 as usize;
+                    self.delays.resize(self.delays.len().max(index + 1), QueueOffset(0));
+                    self.delays[index] = self.delays[index].max(next);
                 }
             }
             kind::CHECKPOINT_BEGIN => self.checkpoints.on_begin(before),

@@ -5,7 +5,9 @@
 //!
 //! R1  What a start needs stays: segments that are not sealed, and those from the newest complete checkpoint on.
 //! R2  What an online group has still to consume stays, unless retention is forced.
-//! R3  A segment is released when nothing here will ever read its files again.
+//! R3  A segment with a delayed message that is still to be delivered stays, also when retention is forced: it has not been there
+//!     for anyone yet.
+//! R4  A segment is released when nothing here will ever read its files again.
 
 use super::effects::{Effects, News};
 use super::lookups::Waiter;
@@ -37,6 +39,9 @@ impl Shard {
         };
         if self.oldest_needed().is_none_or(|needed| segment >= needed) {
             return Ok(Some("the newest complete checkpoint is not behind it".to_owned()));
+        }
+        if let Some(level) = self.undelivered_before(end)? {
+            return Ok(Some(format!("messages of delay level {} are still to be delivered", level.0)));
         }
         if forced {
             return Ok(None);

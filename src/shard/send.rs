@@ -8,6 +8,7 @@
 //! A4  After the first failed write nothing more is acknowledged, and who waits is told.
 //! A5  A batch lies in one block: all of it survives a crash, or nothing.
 
+use super::delay;
 use super::effects::{Effects, Replies, ReplyTo};
 use super::limits::MESSAGE_BYTES_MAX;
 use super::{Announcement, Refusal, Request, Shard};
@@ -20,9 +21,11 @@ use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
 use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
 use ringmq_protocol::types::{
-    BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
+    BornTimestamp, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
 };
-use ringmq_storage::{AppendError, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of};
+use ringmq_storage::{
+    AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of,
+};
 use std::borrow::Cow;
 use std::fmt::Write;
 
@@ -47,6 +50,16 @@ pub(super) struct PendingBlock {
     pub(super) announcements: Vec<Announcement>,
 }
 
+impl PendingBlock {
+    /// Consumers may see the queue up to `end` then.
+    pub(super) fn show(&mut self, queue: QueueIx, end: QueueOffset) {
+        match self.visible.last_mut() {
+            Some(last) if last.0 == queue => last.1 = end,
+            _ => self.visible.push((queue, end)),
+        }
+    }
+}
+
 /// The queue that a send goes to.
 #[derive(Clone, Copy)]
 struct Target {
@@ -69,15 +82,21 @@ struct Staged<'a> {
 impl Shard {
     /// 1. A send has arrived: codes 10, 310 and 320.
     pub(super) fn on_send(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
-        let send = SendMessageRequest::decode(request.code(), &request.header.ext)?;
+        let mut send = SendMessageRequest::decode(request.code(), &request.header.ext)?;
         if SysFlag(send.sys_flag).transaction() != TransactionKind::None {
             return Err(Refusal::no_transactions());
+        }
+        let is_dead = !send.batch && self.is_dead(&send, request.header.version, fx)?;
+        if is_dead {
+            let group = name::group_of_retry_topic(&send.topic).expect("only what is retried can be dead");
+            let place = self.dead_letter_place(group)?;
+            (send.topic, send.queue_id) = (place.topic.into(), 0);
         }
         let target = self.admit(&send)?;
         if send.batch {
             self.stage_batch(request, &send, target, fx)
         } else {
-            self.stage_single(request, &send, target, fx)
+            self.stage_single(request, &send, target, is_dead, fx)
         }
     }
 
@@ -132,34 +151,55 @@ impl Shard {
         &mut self,
         request: &Request<'_>,
         send: &SendMessageRequest<'_>,
-        target: Target,
+        mut target: Target,
+        is_dead: bool,
         fx: &mut Effects,
     ) -> Result<(), Refusal> {
         let sent = send.properties.as_deref().unwrap_or_default().as_bytes();
         let scan = Scan::of(sent);
         scan.refuse_unsupported()?;
-        let mut without_receipt = Vec::new();
-        let sent = if scan.has_receipt {
+        let level = scan.delay_level()?.filter(|_| !is_dead).map(|level| self.delays.table().clamp(level));
+        let mut kept = Vec::new();
+        let sent = if scan.has_receipt || level.is_some() || is_dead {
             // A message that was popped and is sent again is a new one.
-            let keep = |name: &[u8]| name != names::POP_CK.as_bytes();
-            properties::put_filtered(&mut without_receipt, Properties::new(sent), keep);
-            &without_receipt
+            let keep = |name: &[u8]| {
+                let is_replaced = (level.is_some() && delay::is_of_delay(name))
+                    || (is_dead && name == names::DELAY_TIME_LEVEL.as_bytes());
+                !is_replaced && name != names::POP_CK.as_bytes()
+            };
+            properties::put_filtered(&mut kept, Properties::new(sent), keep);
+            &kept
         } else {
             sent
         };
         let made_key = scan.unique_key.is_empty().then(|| self.unique_keys.next_key(self.now.wall_ms));
         let unique_key = made_key.as_deref().unwrap_or(scan.unique_key);
-        let mut key_pair = Vec::new();
+        let mut made = Vec::new();
         if let Some(key) = &made_key {
-            properties::put(&mut key_pair, names::UNIQ_KEY, key).expect("a key has no separators");
+            properties::put(&mut made, names::UNIQ_KEY, key).expect("a key has no separators");
+        }
+        if is_dead {
+            properties::put(&mut made, names::DELAY_TIME_LEVEL, "-1").expect("no separators");
+        }
+        // A delayed message is stored elsewhere; its sender is told the queue that it asked for.
+        let (mut topic, mut queue_id) = (&*send.topic, target.queue_id);
+        let schedule = level.map(|level| self.schedule_place(level));
+        if let Some(place) = &schedule {
+            delay::put_real(&mut made, topic, queue_id);
+            (topic, queue_id, target.queue) = (&place.topic, place.queue_id, place.queue);
         }
         // Ours come last: of two properties of one name the later one counts.
         let own = self.own_properties.clone();
-        let all = [sent, properties::separator(sent), &own, &key_pair];
-        let parts = self.parts(request, send, target, send.flag, request.body, &all);
+        let all = [sent, properties::separator(sent), &own, &made];
+        let place = (topic, queue_id);
+        let parts = self.parts(request, send, place, send.flag, request.body, &all);
         parts.check(&Limits::default()).map_err(Refusal::illegal)?;
         let first = self.index.max(target.queue);
-        let (block, position) = self.append(&parts, target.queue, &Scan { unique_key, ..scan })?;
+        let Appended { block, position, store_timestamp } =
+            self.append(&parts, target.queue, &Scan { unique_key, ..scan })?;
+        if let Some(level) = level {
+            self.delays.on_staged(level, store_timestamp);
+        }
         let message_id =
             OffsetMessageId { store_host: self.config.address, physical_offset: position }.to_string();
         self.prepare_answer(
@@ -191,12 +231,19 @@ impl Shard {
                 "a batch cannot go to a retry topic or to one with a name over 127 bytes",
             ));
         }
+        let place = (&*send.topic, target.queue_id);
         let (mut bytes, mut count) = (0, 0);
         for entry in BatchEntries::new(request.body) {
             let entry = entry.map_err(Refusal::illegal)?;
-            Scan::of(entry.properties).refuse_unsupported()?;
+            let scan = Scan::of(entry.properties);
+            scan.refuse_unsupported()?;
+            if scan.delay_level()?.is_some() {
+                return Err(Refusal::illegal(
+                    "messages of a batch cannot be delayed (property DELAY): send them one by one; nothing was stored",
+                ));
+            }
             let properties = [entry.properties];
-            let parts = self.parts(request, send, target, entry.flag, entry.body, &properties);
+            let parts = self.parts(request, send, place, entry.flag, entry.body, &properties);
             parts.check(&Limits::default()).map_err(Refusal::illegal)?;
             bytes += encoded_len(&parts);
             count += 1;
@@ -213,9 +260,10 @@ impl Shard {
         let mut in_block = None;
         for entry in BatchEntries::new(request.body).flatten() {
             let properties = [entry.properties];
-            let parts = self.parts(request, send, target, entry.flag, entry.body, &properties);
+            let parts = self.parts(request, send, place, entry.flag, entry.body, &properties);
             let scan = Scan::of(entry.properties);
-            let (block, position) = self.append(&parts, target.queue, &scan).expect("room was reserved");
+            let Appended { block, position, .. } =
+                self.append(&parts, target.queue, &scan).expect("room was reserved");
             assert_eq!(*in_block.get_or_insert(block), block, "A5: a batch lies in one block");
             let separator = if ids.is_empty() { "" } else { "," };
             let id = OffsetMessageId { store_host: self.config.address, physical_offset: position };
@@ -235,15 +283,15 @@ impl Shard {
     fn parts<'a>(
         &self,
         request: &Request<'_>,
-        send: &'a SendMessageRequest<'_>,
-        target: Target,
+        send: &SendMessageRequest<'_>,
+        (topic, queue_id): (&'a str, QueueId),
         flag: i32,
         body: &'a [u8],
         properties: &'a [&'a [u8]],
     ) -> MessageParts<'a> {
         MessageParts {
-            topic: &send.topic,
-            queue_id: target.queue_id,
+            topic,
+            queue_id,
             flag,
             sys_flag: SysFlag(send.sys_flag),
             born_timestamp: BornTimestamp(send.born_timestamp),
@@ -257,12 +305,12 @@ impl Shard {
     }
 
     /// 3b. Into the log and into the index.
-    fn append(
+    pub(super) fn append(
         &mut self,
         parts: &MessageParts<'_>,
         queue: QueueIx,
         scan: &Scan<'_>,
-    ) -> Result<(BlockSeq, PhysicalOffset), Refusal> {
+    ) -> Result<Appended, Refusal> {
         let offset = self.index.max(queue);
         let len = encoded_len(parts);
         let encode = |position, stored, dst: &mut [u8]| encode_into(parts, offset, position, stored, dst);
@@ -277,7 +325,7 @@ impl Shard {
         }
         self.counts.messages_in += 1;
         self.counts.bytes_in += u64::from(size);
-        Ok((appended.block, appended.position))
+        Ok(appended)
     }
 
     /// 4. The answer is made now; it leaves with `acknowledge`.
@@ -306,10 +354,7 @@ impl Shard {
         if !is_async {
             pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
         }
-        match pending.visible.last_mut() {
-            Some(last) if last.0 == queue => last.1 = end,
-            _ => pending.visible.push((queue, end)),
-        }
+        pending.show(queue, end);
     }
 
     /// What waits for a block; made when the first thing does.
@@ -403,7 +448,7 @@ impl Refusal {
 
 /// What a broker needs to know of a message's properties, found in one pass.
 #[derive(Default)]
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     /// Empty if there is none, like the next.
     tags: &'a str,
     unique_key: &'a str,
@@ -411,11 +456,13 @@ struct Scan<'a> {
     /// The receipt of an earlier pop.
     has_receipt: bool,
     is_transaction: bool,
+    /// Empty if there is none.
+    delay: &'a str,
     unsupported: Option<&'static str>,
 }
 
 impl<'a> Scan<'a> {
-    fn of(sent: &'a [u8]) -> Self {
+    pub(super) fn of(sent: &'a [u8]) -> Self {
         let mut scan = Scan::default();
         for (name, value) in Properties::new(sent).raw() {
             let text = || std::str::from_utf8(value).unwrap_or_default();
@@ -424,9 +471,7 @@ impl<'a> Scan<'a> {
                 b"UNIQ_KEY" => scan.unique_key = text(),
                 b"KEYS" => scan.keys = text(),
                 b"POP_CK" => scan.has_receipt = true,
-                b"DELAY" if value != b"0" && value != b"-1" => {
-                    scan.unsupported = Some("delayed messages (property DELAY)");
-                }
+                b"DELAY" => scan.delay = text(),
                 b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" | b"TIMER_DELIVER_MS" => {
                     scan.unsupported = Some("timed messages (properties TIMER_*)");
                 }
@@ -435,6 +480,20 @@ impl<'a> Scan<'a> {
             }
         }
         scan
+    }
+
+    /// The level that the sender wants, from 1; `None` if the message is not to be delayed.
+    fn delay_level(&self) -> Result<Option<u32>, Refusal> {
+        if self.delay.is_empty() {
+            return Ok(None);
+        }
+        let level: i32 = self.delay.parse().map_err(|_| {
+            Refusal::illegal(format!(
+                "property DELAY {:?} is no delay level: it must be a number",
+                self.delay
+            ))
+        })?;
+        Ok(u32::try_from(level).ok().filter(|level| *level > 0))
     }
 
     /// What this broker cannot do yet is refused, never done differently.

@@ -1,6 +1,8 @@
 //! The state machine, driven by hand: frames in, writes completed in any order, frames out.
 
+mod delay;
 mod filters;
+mod retry;
 mod segments;
 
 use super::*;
@@ -13,7 +15,7 @@ use ringmq_protocol::request::{
     CreateTopicRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
     SendMessageRequest, SendMessageResponse, UpdateConsumerOffsetRequest, pull_flag,
 };
-use ringmq_protocol::types::{Opaque, QueueId};
+use ringmq_protocol::types::{Opaque, QueueId, QueueOffset};
 use ringmq_storage::{LogConfig, LogWrite, MemoryStore};
 
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -45,6 +47,7 @@ impl Fixture {
             address: "127.0.0.1:10911".parse().unwrap(),
             flush,
             auto_create_topics: true,
+            delays: DelayTable::default(),
             key_salt: 1,
         };
         let log = LogConfig {
@@ -331,7 +334,7 @@ fn a_batch_is_consecutive_messages_of_one_queue() {
 fn what_the_broker_cannot_do_is_refused() {
     let mut f = Fixture::new(FlushDiskType::Sync);
     let refused = [
-        ("DELAY\x013\x02", ResponseCode::MESSAGE_ILLEGAL),
+        ("DELAY\x01soon\x02", ResponseCode::MESSAGE_ILLEGAL),
         ("TIMER_DELAY_SEC\x015\x02", ResponseCode::MESSAGE_ILLEGAL),
         ("TRAN_MSG\x01true\x02", ResponseCode::NO_PERMISSION),
     ];

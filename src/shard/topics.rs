@@ -1,8 +1,10 @@
 //! Topics of this shard: settings, and the queues behind them.
 
+use super::ShardConfig;
 use super::attributes::TopicPolicy;
 use super::limits::{TOPIC_QUEUES_MAX, TOPICS_MAX};
 use ringmq_protocol::body::{TopicConfig, perm};
+use ringmq_protocol::name::RMQ_SYS_SCHEDULE_TOPIC;
 use ringmq_protocol::types::{QueueId, QueueOffset};
 use ringmq_storage::{QueueIndex, QueueIx};
 use rustc_hash::FxHashMap;
@@ -115,14 +117,19 @@ impl Topics {
     }
 }
 
+/// Queues of RocketMQ's schedule topic, whatever its table of delays.
+const SCHEDULE_QUEUES_MIN: usize = 18;
+
 /// Topics that every broker has: the template for new topics, and those that tools look for by name.
-pub(super) fn system_topics(cluster_name: &str, broker_name: &str, auto_create: bool) -> Vec<TopicConfig> {
+pub(super) fn system_topics(config: &ShardConfig) -> Vec<TopicConfig> {
     let read_write = perm::READ | perm::WRITE;
-    let inherit = if auto_create { perm::INHERIT } else { 0 };
+    let inherit = if config.auto_create_topics { perm::INHERIT } else { 0 };
+    let levels = config.delays.len().max(SCHEDULE_QUEUES_MIN) as u32; // at most DELAY_LEVELS_MAX
     vec![
         TopicConfig::new("TBW102", 8, read_write | inherit),
-        TopicConfig::new(cluster_name, 16, read_write | inherit),
-        TopicConfig::new(broker_name, 1, read_write | inherit),
+        TopicConfig::new(&*config.cluster_name, 16, read_write | inherit),
+        TopicConfig::new(&*config.broker_name, 1, read_write | inherit),
+        TopicConfig::new(RMQ_SYS_SCHEDULE_TOPIC, levels, read_write),
         TopicConfig::new("SELF_TEST_TOPIC", 1, read_write),
         TopicConfig::new("BenchmarkTest", 1024, read_write),
     ]

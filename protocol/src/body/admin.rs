@@ -104,6 +104,16 @@ pub struct ConsumerOffsetTable {
 
 impl Body for ConsumerOffsetTable {}
 
+/// Body of GET_ALL_DELAY_OFFSET (45): the next offset of each delay level.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DelayOffsets {
+    pub data_version: DataVersion,
+    pub offset_table: BTreeMap<u32, i64>,
+}
+
+impl Body for DelayOffsets {}
+
 /// Body of VIEW_BROKER_STATS_DATA (315).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -5,11 +5,10 @@ use ringmq_protocol::request::BoundaryType;
 use ringmq_protocol::request::{
     GetMinOffsetRequest, QueryMessageRequest, SearchOffsetRequest, ViewMessageByIdRequest,
 };
-use ringmq_protocol::types::QueueOffset;
 use ringmq_storage::{rebuild_index, seal};
 
 /// Segments in which only a few hundred of the messages below fit.
-const SMALL: u64 = 8 << 20;
+pub(super) const SMALL: u64 = 8 << 20;
 
 fn fixture() -> Fixture {
     Fixture::with_segments(MemoryStore::default(), FlushDiskType::Sync, SMALL)
@@ -45,7 +44,7 @@ impl Fixture {
     }
 
     /// Sends messages of 20,000 bytes to queues 0 to 3 of a topic in turn, with a key each, until the log is in a segment.
-    fn fill(&mut self, topic: &str, segment: u64, next: &mut u64) {
+    pub(super) fn fill(&mut self, topic: &str, segment: u64, next: &mut u64) {
         while self.shard.log.end().0 < segment * SMALL + SMALL / 2 {
             let mut body = vec![b'x'; 20_000];
             body[..8].copy_from_slice(&next.to_be_bytes());
@@ -105,11 +104,11 @@ impl Fixture {
         messages(&answer.body).map(|message| number(message.unwrap())).collect()
     }
 
-    fn sealed(&self) -> Vec<u64> {
+    pub(super) fn sealed(&self) -> Vec<u64> {
         self.shard.sealed_headers().iter().map(|header| header.base.0 / SMALL).collect()
     }
 
-    fn release(&mut self, segment: u64, forced: bool) -> Option<String> {
+    pub(super) fn release(&mut self, segment: u64, forced: bool) -> Option<String> {
         self.shard.on_release(SegmentBase(segment * SMALL), forced, &mut self.fx);
         self.read_all();
         self.tick(1);

@@ -11,6 +11,7 @@ pub const GROUP_DELETED: u16 = 5;
 pub const QUEUES: u16 = 6;
 pub const CHECKPOINT_BEGIN: u16 = 7;
 pub const CHECKPOINT_END: u16 = 8;
+pub const DELAY: u16 = 9;
 
 /// The name of a kind of record.
 pub fn name(kind: u16) -> &'static str {
@@ -23,6 +24,7 @@ pub fn name(kind: u16) -> &'static str {
         QUEUES => "queues",
         CHECKPOINT_BEGIN => "checkpoint begin",
         CHECKPOINT_END => "checkpoint end",
+        DELAY => "delay levels",
         _ => "unknown",
     }
 }
@@ -47,6 +49,10 @@ pub fn decode(kind: u16, body: &[u8]) -> Option<Value> {
                 .collect();
             Some(json!({ "topic": topic, "queues": queues }))
         }
+        DELAY => all(body, |rest| {
+            let (level, next) = (u32::from_le_bytes(take(rest)?), u64::from_le_bytes(take(rest)?));
+            Some(json!({ "level": level, "next": next }))
+        }),
         CHECKPOINT_BEGIN | CHECKPOINT_END => body.is_empty().then_some(Value::Null),
         _ => None,
     }
@@ -127,6 +133,9 @@ mod tests {
         let topic = br#"{"topicName":"T","readQueueNums":4,"writeQueueNums":8}"#;
         assert_eq!(topic_of(TOPIC, topic), Some(("T".to_owned(), 8)));
         assert_eq!(decode(TOPIC_DELETED, b"T"), Some(json!("T")));
+        let levels = [3u32.to_le_bytes().to_vec(), 9u64.to_le_bytes().to_vec()].concat();
+        assert_eq!(decode(DELAY, &levels), Some(json!([{ "level": 3, "next": 9 }])));
+        assert_eq!(decode(DELAY, &levels[..11]), None);
         for whole in [&offsets, &queues] {
             // A single byte less is no offset and no queue any more.
             let cut = &whole[..whole.len() - 1];
