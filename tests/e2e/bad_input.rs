@@ -135,11 +135,17 @@ fn refuse_requests(raw: &mut Raw) {
     assert_eq!(send_call(&send(TOPIC, 0), vec![0; (4 << 20) + 1].into()).code, 13);
     assert_eq!(send_call(&send(TOPIC, 0), empty()).code, 13);
     // What this version cannot do is refused, not done differently.
-    for (name, code, part) in
-        [("DELAY", 13, "delayed"), ("TIMER_DELAY_SEC", 13, "timed"), ("TIMER_DELIVER_MS", 13, "timed")]
-    {
-        assert_refused(&send_call(&send_with(TOPIC, name, "3"), "x".into()), code, part);
+    for name in ["TIMER_DELAY_SEC", "TIMER_DELIVER_MS"] {
+        assert_refused(&send_call(&send_with(TOPIC, name, "3"), "x".into()), 13, "timed");
     }
+    assert_refused(&send_call(&send_with(TOPIC, "DELAY", "soon"), "x".into()), 13, "delay level");
+    assert_refused(&send_call(&send("SCHEDULE_TOPIC_XXXX", 0), "x".into()), 16, "forbidden");
+    let delayed = "DELAY\u{1}1\u{2}".as_bytes();
+    let mut body = Vec::new();
+    BatchEntry { flag: 0, body: b"entry", properties: delayed }.encode(&mut body).unwrap();
+    let batch = SendMessageRequest { batch: true, ..send(TOPIC, 0) };
+    let response = raw.call(RequestCode::SEND_BATCH_MESSAGE, &batch.fields_v2(), body);
+    assert_refused(&response, 13, "DELAY");
     assert_refused(&send_call(&send_with(TOPIC, "TRAN_MSG", "true"), "x".into()), 16, "transaction");
     let prepared = SendMessageRequest { sys_flag: 4, ..send(TOPIC, 0) };
     assert_refused(&send_call(&prepared, "x".into()), 16, "transaction");
