@@ -140,12 +140,6 @@ fn refuse_requests(raw: &mut Raw) {
     }
     assert_refused(&send_call(&send_with(TOPIC, "DELAY", "soon"), "x".into()), 13, "delay level");
     assert_refused(&send_call(&send("SCHEDULE_TOPIC_XXXX", 0), "x".into()), 16, "forbidden");
-    let delayed = "DELAY\u{1}1\u{2}".as_bytes();
-    let mut body = Vec::new();
-    BatchEntry { flag: 0, body: b"entry", properties: delayed }.encode(&mut body).unwrap();
-    let batch = SendMessageRequest { batch: true, ..send(TOPIC, 0) };
-    let response = raw.call(RequestCode::SEND_BATCH_MESSAGE, &batch.fields_v2(), body);
-    assert_refused(&response, 13, "DELAY");
     assert_refused(&send_call(&send_with(TOPIC, "TRAN_MSG", "true"), "x".into()), 16, "transaction");
     let prepared = SendMessageRequest { sys_flag: 4, ..send(TOPIC, 0) };
     assert_refused(&send_call(&prepared, "x".into()), 16, "transaction");
@@ -163,6 +157,10 @@ fn refuse_requests(raw: &mut Raw) {
         assert_refused(&response, 13, what);
     }
     assert_eq!(raw.call(RequestCode::SEND_BATCH_MESSAGE, &batch.fields_v2(), empty()).code, 13);
+    let mut delayed = Vec::new();
+    BatchEntry { flag: 0, body: b"entry", properties: b"DELAY\x011\x02" }.encode(&mut delayed).unwrap();
+    let response = raw.call(RequestCode::SEND_BATCH_MESSAGE, &batch.fields_v2(), delayed);
+    assert_refused(&response, 13, "DELAY");
 
     let request = fields_without(&send(TOPIC, 0), "topic");
     assert_refused(&raw.call(RequestCode::SEND_MESSAGE, &request, "x"), 1, "topic is missing");
