@@ -16,23 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use ringmq_protocol::body::{
-    Body, ConsumeFromWhere, ConsumeType, ConsumerData, HeartbeatData, MessageModel, ProducerData,
-    SubscriptionData, TopicRouteData,
-};
+use ringmq_protocol::body::{Body, ConsumerData, HeartbeatData, ProducerData, TopicRouteData};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Codec, RemotingCommand};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
-use ringmq_protocol::request::{
-    GetRouteInfoRequest, NotifyConsumerIdsChangedRequest, UnregisterClientRequest,
-};
-use tokio::sync::Notify;
+use ringmq_protocol::request::{GetRouteInfoRequest, UnregisterClientRequest};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
 
-use crate::connection::{self, Call, Connection, ConnectionConfig, ServerRequests};
+use crate::connection::{Call, Connection, ConnectionConfig};
 use crate::error::{ConfigError, RequestError, RouteError};
+use crate::member::{ConsumerMember, Requests};
 use crate::route::TopicRoute;
 
 /// Queues per broker asked for when a send creates its topic.
@@ -116,7 +111,7 @@ impl ClientBuilder {
             route_fetch: tokio::sync::Mutex::new(()),
             members: Mutex::default(),
             background: tokio::spawn(maintain(weak.clone(), self.poll_interval)).abort_handle(),
-            server_requests: Arc::new(Notifications(weak.clone())),
+            server_requests: Arc::new(Requests(weak.clone())),
         });
         Ok(Client { inner })
     }
@@ -142,7 +137,7 @@ pub(crate) struct Inner {
     route_fetch: tokio::sync::Mutex<()>,
     members: Mutex<Members>,
     background: AbortHandle,
-    server_requests: Arc<Notifications>,
+    server_requests: Arc<Requests>,
 }
 
 impl Drop for Inner {
@@ -179,16 +174,6 @@ struct Members {
     /// Producer group → how many producers of this client are in it.
     producers: BTreeMap<String, usize>,
     consumers: BTreeMap<String, Arc<ConsumerMember>>,
-}
-
-/// A consumer as brokers see it.
-pub(crate) struct ConsumerMember {
-    pub(crate) group: String,
-    pub(crate) consume_type: ConsumeType,
-    pub(crate) consume_from_where: ConsumeFromWhere,
-    pub(crate) subscriptions: Vec<SubscriptionData>,
-    /// Something changed that may change the share of this consumer.
-    pub(crate) rebalance: Notify,
 }
 
 impl Client {
@@ -244,6 +229,10 @@ impl Client {
                 tracing::debug!("a connection was left to the operating system");
             }
         }
+    }
+
+    pub(crate) fn name_servers(&self) -> String {
+        self.inner.name_servers.join(";")
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
@@ -554,7 +543,7 @@ impl Client {
         let consumer = |member: &Arc<ConsumerMember>| ConsumerData {
             group_name: member.group.clone(),
             consume_type: member.consume_type,
-            message_model: MessageModel::Clustering,
+            message_model: member.message_model,
             consume_from_where: member.consume_from_where,
             subscription_data_set: member.subscriptions.clone(),
             unit_mode: false,
@@ -648,7 +637,12 @@ impl Client {
         while requests.join_next().await.is_some() {}
     }
 
-    fn rebalance_all(&self) {
+    /// The consumer of this client in a group.
+    pub(crate) fn member(&self, group: &str) -> Option<Arc<ConsumerMember>> {
+        self.members().consumers.get(group).cloned()
+    }
+
+    pub(crate) fn rebalance_all(&self) {
         for member in self.members().consumers.values() {
             member.rebalance.notify_one();
         }
@@ -668,31 +662,6 @@ async fn maintain(inner: Weak<Inner>, interval: Duration) {
         let client = Client { inner };
         client.refresh_routes().await;
         client.heartbeat_all().await;
-    }
-}
-
-/// What servers tell us on their own.
-struct Notifications(Weak<Inner>);
-
-impl ServerRequests for Notifications {
-    fn on_request(&self, address: &str, request: RemotingCommand) -> RemotingCommand {
-        if RequestCode(request.code) != RequestCode::NOTIFY_CONSUMER_IDS_CHANGED {
-            tracing::debug!(%address, code = request.code, "request of a server not supported");
-            return connection::not_supported(&request);
-        }
-        if let Some(inner) = self.0.upgrade() {
-            let client = Client { inner };
-            match NotifyConsumerIdsChangedRequest::decode(&request.header().ext) {
-                Ok(changed) => {
-                    if let Some(member) = client.members().consumers.get(&*changed.consumer_group) {
-                        member.rebalance.notify_one();
-                    }
-                }
-                // Somebody's group changed; a rebalance too many is harmless.
-                Err(_) => client.rebalance_all(),
-            }
-        }
-        RemotingCommand::response(ResponseCode::SUCCESS, request.opaque, None, &(), Bytes::new())
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,8 @@ use crate::error::RequestError;
 const QUEUE_FRAMES_MAX: usize = 256;
 /// The writer joins small frames up to this size into one write.
 const WRITE_BYTES: usize = 256 * 1024;
+/// Requests of one server that may be answered later.
+const LATER_MAX: usize = 16;
 /// Room for the header of most requests.
 const HEADER_BYTES_USUAL: usize = 512;
 /// A server from which nothing came for so long is taken for dead. Heartbeats and route requests every 30 s keep a
@@ -40,7 +43,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// What the client does with requests of a server.
 pub(crate) trait ServerRequests: Send + Sync + 'static {
     /// Returns the answer, which is sent unless the request is one-way. Must not block.
-    fn on_request(&self, address: &str, request: RemotingCommand) -> RemotingCommand;
+    fn on_request(&self, address: &str, request: RemotingCommand) -> Answer;
+}
+
+/// The answer to a request of a server.
+pub(crate) enum Answer {
+    Now(RemotingCommand),
+    Later(Pin<Box<dyn Future<Output = RemotingCommand> + Send>>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +178,7 @@ impl Connection {
             table: table.clone(),
             replies: outgoing.downgrade(),
             server_requests,
+            later: Arc::new(Semaphore::new(LATER_MAX)),
         };
         tokio::spawn(reader.run(read_half));
         tokio::spawn(write_frames(write_half, queue, table.clone()));
@@ -277,6 +287,7 @@ struct Reader {
     table: Arc<Table>,
     replies: mpsc::WeakSender<Outgoing>,
     server_requests: Arc<dyn ServerRequests>,
+    later: Arc<Semaphore>,
 }
 
 impl Reader {
@@ -330,17 +341,38 @@ impl Reader {
             return;
         }
         let one_way = command.is_oneway();
-        let response = self.server_requests.on_request(&self.address, command);
-        if one_way {
-            return;
+        let replies = self.replies.clone();
+        let later = match self.server_requests.on_request(&self.address, command) {
+            Answer::Now(_) if one_way => return,
+            Answer::Now(response) => return reply(&replies, &response),
+            Answer::Later(later) => later,
+        };
+        match self.later.clone().try_acquire_owned() {
+            Ok(permit) => drop(tokio::spawn(async move {
+                let response = later.await;
+                if !one_way {
+                    reply(&replies, &response);
+                }
+                drop(permit);
+            })),
+            Err(_) => {
+                let remark = format!("{LATER_MAX} such requests are under way, ask again later");
+                reply(
+                    &replies,
+                    &RemotingCommand::response(ResponseCode::SYSTEM_BUSY, opaque, Some(remark), &(), ""),
+                );
+            }
         }
-        let mut bytes = Vec::new();
-        response.encode(Codec::Json, &mut bytes);
-        // The reader must not wait for the writer: a server that floods us with requests and does not read our
-        // answers loses answers, not our memory.
-        if let Some(replies) = self.replies.upgrade() {
-            drop(replies.try_send(Outgoing::Frame(bytes)));
-        }
+    }
+}
+
+/// Does not wait for the writer: a server that floods us with requests and does not read our answers loses answers, not
+/// our memory.
+fn reply(replies: &mpsc::WeakSender<Outgoing>, response: &RemotingCommand) {
+    let mut bytes = Vec::new();
+    response.encode(Codec::Json, &mut bytes);
+    if let Some(replies) = replies.upgrade() {
+        drop(replies.try_send(Outgoing::Frame(bytes)));
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every error that came from a server names its address, the code with RocketMQ's name for it, and the remark.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,6 +127,9 @@ pub enum ConsumeError {
     NotAssigned(String),
     #[error("the consumer is shut down")]
     ShutDown,
+    /// The offsets of a broadcasting consumer cannot be read.
+    #[error("offset file {}: {source}", .path.display())]
+    OffsetFile { path: PathBuf, source: io::Error },
 }
 
 /// An administrative request did not succeed.

@@ -1,17 +1,23 @@
 //! A server for tests: answers every request as a function says.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use ringmq_protocol::body::{Body, BrokerData, ConsumerListBody, HeartbeatData, QueueData, TopicRouteData};
+use ringmq_protocol::body::{
+    Body, BrokerData, ConsumerListBody, HeartbeatData, LockBatchBody, LockBatchResult, QueueData,
+    TopicRouteData,
+};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Codec, FRAME_BYTES_MAX, Fields, RemotingCommand, Value, frame_len};
 use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
 use ringmq_protocol::name::is_retry_topic;
 use ringmq_protocol::properties;
 use ringmq_protocol::request::{OffsetResponse, PullMessageResponse};
-use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
+use ringmq_protocol::types::{
+    BornTimestamp, Opaque, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -60,9 +66,15 @@ impl FakeServer {
         *lock(&self.connections)
     }
 
+    /// What the client answered to [`ask`], so far.
+    pub(crate) fn answers(&self) -> Vec<RemotingCommand> {
+        lock(&self.received).iter().filter(|command| command.is_response()).cloned().collect()
+    }
+
     /// Requests with this code, so far.
     pub(crate) fn received(&self, code: RequestCode) -> Vec<RemotingCommand> {
-        lock(&self.received).iter().filter(|request| request.code == code.0).cloned().collect()
+        let is_wanted = |request: &&RemotingCommand| request.code == code.0 && !request.is_response();
+        lock(&self.received).iter().filter(is_wanted).cloned().collect()
     }
 }
 
@@ -82,6 +94,13 @@ async fn serve(mut stream: TcpStream, answer: Answer, log: Arc<Mutex<Vec<Remotin
             }
         }
     }
+}
+
+/// A request of the server itself, sent beside the answer to a request of the client.
+pub(crate) fn ask(code: RequestCode, fields: &dyn Fields, body: impl Into<Bytes>) -> RemotingCommand {
+    let mut question = RemotingCommand::request(code, fields, body);
+    question.opaque = Opaque(-7);
+    question
 }
 
 /// A response to `request`.
@@ -128,10 +147,26 @@ pub(crate) async fn name_server(brokers: &[(&str, Arc<str>)]) -> FakeServer {
 }
 
 /// A broker whose topics other than retry topics have these bodies in queue 0, and that holds every pull beyond.
-/// The client that sends heartbeats is the only member of its group, which has no offsets yet.
+/// The client that sends heartbeats is the only member of its group, which has the offsets that it stored.
 pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: ResponseCode) -> FakeServer {
+    group_broker_but(bodies, send_back, |_| None).await
+}
+
+/// The same, but for the requests that `other` answers.
+pub(crate) async fn group_broker_but(
+    bodies: &'static [&'static str],
+    send_back: ResponseCode,
+    other: impl Fn(&RemotingCommand) -> Option<Vec<RemotingCommand>> + Send + Sync + 'static,
+) -> FakeServer {
     let member: Mutex<String> = Mutex::default();
+    let offsets: Mutex<BTreeMap<String, i64>> = Mutex::default();
     FakeServer::start(move |request| {
+        if let Some(answer) = other(request) {
+            return answer;
+        }
+        if request.is_response() {
+            return Vec::new();
+        }
         let success =
             |fields: &dyn Fields, body: Vec<u8>| respond(request, ResponseCode::SUCCESS, fields, body);
         let is_retry = request.ext("topic").is_some_and(is_retry_topic);
@@ -146,7 +181,19 @@ pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: Res
                 let consumer_id_list = vec![lock(&member).clone()];
                 success(&(), ConsumerListBody { consumer_id_list }.to_json())
             }
-            RequestCode::QUERY_CONSUMER_OFFSET => respond(request, ResponseCode::QUERY_NOT_FOUND, &(), ""),
+            RequestCode::QUERY_CONSUMER_OFFSET => {
+                match lock(&offsets).get(request.ext("topic").expect("a topic")) {
+                    Some(offset) => success(&OffsetResponse { offset: *offset }, Vec::new()),
+                    None => respond(request, ResponseCode::QUERY_NOT_FOUND, &(), ""),
+                }
+            }
+            RequestCode::UPDATE_CONSUMER_OFFSET => {
+                let topic = request.ext("topic").expect("a topic").to_string();
+                let offset =
+                    request.ext("commitOffset").and_then(|text| text.parse().ok()).expect("an offset");
+                lock(&offsets).insert(topic, offset);
+                if request.is_oneway() { Vec::new() } else { success(&(), Vec::new()) }
+            }
             RequestCode::GET_MAX_OFFSET => success(&OffsetResponse { offset: end as i64 }, Vec::new()),
             RequestCode::GET_MIN_OFFSET => success(&OffsetResponse { offset: 0 }, Vec::new()),
             RequestCode::PULL_MESSAGE => {
@@ -169,6 +216,10 @@ pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: Res
                 };
                 success(&fields, body.collect())
             }
+            RequestCode::LOCK_BATCH_MQ => {
+                let asked = LockBatchBody::from_json(&request.body).expect("queues to lock");
+                success(&(), LockBatchResult { lock_ok_mq_set: asked.mq_set }.to_json())
+            }
             RequestCode::CONSUMER_SEND_MSG_BACK => respond(request, send_back, &(), ""),
             RequestCode::SEND_MESSAGE_V2 => {
                 let fields =
@@ -183,7 +234,7 @@ pub(crate) async fn group_broker(bodies: &'static [&'static str], send_back: Res
 }
 
 /// A stored message; its body is also its tag.
-fn record(topic: &str, at: usize, body: &str) -> Vec<u8> {
+pub(crate) fn record(topic: &str, at: usize, body: &str) -> Vec<u8> {
     stored(topic, &[(properties::names::TAGS, body)], at, StoreTimestamp(2), body)
 }
 

@@ -1,8 +1,11 @@
-//! What both kinds of consumers ask of brokers for their group: members, shares, offsets.
+//! What consumers ask of brokers for their group: members, shares, locks, offsets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringmq_protocol::body::{Body, ConsumeFromWhere, ConsumerListBody, MessageQueue, SubscriptionData};
+use ringmq_protocol::body::{
+    Body, ConsumeFromWhere, ConsumerListBody, LockBatchBody, LockBatchResult, MessageQueue, SubscriptionData,
+};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Fields, RemotingCommand};
 use ringmq_protocol::name;
@@ -11,6 +14,7 @@ use ringmq_protocol::request::{
     QueryConsumerOffsetRequest, SearchOffsetRequest, UpdateConsumerOffsetRequest,
 };
 use ringmq_protocol::types::{QueueId, QueueOffset};
+use tokio::task::JoinSet;
 
 use crate::allocate::allocate_average;
 use crate::client::{Client, malformed, now_ms, success};
@@ -135,9 +139,18 @@ impl Client {
         queue: &MessageQueue,
         from: ConsumeFrom,
     ) -> Result<QueueOffset, ConsumeError> {
-        if let Some(offset) = self.committed_offset(group, queue).await? {
-            return Ok(offset);
+        match self.committed_offset(group, queue).await? {
+            Some(offset) => Ok(offset),
+            None => self.start_offset(queue, from).await,
         }
+    }
+
+    /// Where those begin who have no offset.
+    pub(crate) async fn start_offset(
+        &self,
+        queue: &MessageQueue,
+        from: ConsumeFrom,
+    ) -> Result<QueueOffset, ConsumeError> {
         match (from, name::is_retry_topic(&queue.topic)) {
             // What failed once must not be skipped because the group is new to this queue.
             (ConsumeFrom::LastOffset | ConsumeFrom::FirstOffset, true)
@@ -171,6 +184,75 @@ impl Client {
             self.ask(&address, &call, self.request_timeout()).await?;
         }
         Ok(())
+    }
+
+    /// Takes or renews the locks of queues. Says of each queue whether this client holds it now; queues of brokers that
+    /// did not answer are missing.
+    pub(crate) async fn lock_queues(
+        &self,
+        group: &str,
+        queues: &[MessageQueue],
+    ) -> BTreeMap<MessageQueue, bool> {
+        let answers = self.ask_for_locks(RequestCode::LOCK_BATCH_MQ, group, queues).await;
+        let mut held = BTreeMap::new();
+        for (asked, answer) in answers {
+            let locked = answer.and_then(|(address, response)| {
+                LockBatchResult::from_json(&response.body).map_err(|problem| {
+                    malformed(&address, RequestCode::LOCK_BATCH_MQ, problem.to_string()).into()
+                })
+            });
+            match locked {
+                Ok(locked) => held.extend(asked.into_iter().map(|queue| {
+                    let is_held = locked.lock_ok_mq_set.contains(&queue);
+                    (queue, is_held)
+                })),
+                Err(error) => tracing::warn!(%group, %error, "queues not locked"),
+            }
+        }
+        held
+    }
+
+    /// Gives up the locks of queues. Those that cannot be given up end by themselves.
+    pub(crate) async fn unlock_queues(&self, group: &str, queues: &[MessageQueue]) {
+        for (_, answer) in self.ask_for_locks(RequestCode::UNLOCK_BATCH_MQ, group, queues).await {
+            if let Err(error) = answer {
+                tracing::debug!(%group, %error, "queues not unlocked");
+            }
+        }
+    }
+
+    /// Asks each broker about its queues, all at the same time.
+    async fn ask_for_locks(
+        &self,
+        code: RequestCode,
+        group: &str,
+        queues: &[MessageQueue],
+    ) -> Vec<(Vec<MessageQueue>, Result<(Arc<str>, RemotingCommand), ConsumeError>)> {
+        let mut by_broker: BTreeMap<(&str, &str), Vec<MessageQueue>> = BTreeMap::new();
+        for queue in queues {
+            by_broker.entry((&queue.broker_name, &queue.topic)).or_default().push(queue.clone());
+        }
+        let mut asked = JoinSet::new();
+        for queues in by_broker.into_values() {
+            let client = self.clone();
+            let body = LockBatchBody {
+                client_id: self.id().to_string(),
+                consumer_group: group.to_string(),
+                mq_set: queues.clone(),
+                only_this_broker: false,
+            };
+            asked.spawn(async move {
+                let ask = async {
+                    let address = client.master_of(&queues[0]).await?;
+                    let call = Call::new(code, &()).body(body.to_json());
+                    let response = client.ask(&address, &call, client.request_timeout()).await?;
+                    Ok((address, response))
+                };
+                let answer = ask.await;
+                (queues, answer)
+            });
+        }
+        asked.join_all().await
     }
 
     /// This client's share of a topic's queues; `None` if it cannot be known now and the old one stays.

@@ -48,6 +48,8 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod group;
+mod member;
+mod offset_file;
 mod process_queue;
 mod producer;
 mod pull;
@@ -64,7 +66,7 @@ pub use error::{AdminError, ConfigError, ConsumeError, RequestError, RouteError,
 pub use group::ConsumeFrom;
 pub use producer::{Producer, ProducerBuilder, SendResult, SendStatus};
 pub use pull_consumer::{Batch, MessageStream, PullConsumer, PullConsumerBuilder};
-pub use push_consumer::{ConsumeResult, PushConsumer, PushConsumerBuilder};
+pub use push_consumer::{ConsumeResult, DelayLevel, OrderlyResult, PushConsumer, PushConsumerBuilder};
 pub use ringmq_protocol::body::MessageQueue;
 pub use ringmq_protocol::code::ResponseCode;
 pub use ringmq_protocol::id::OffsetMessageId;

@@ -57,6 +57,18 @@ impl ProcessQueue {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// How far the first unfinished message is behind the next pull, in offsets: what comes again after a crash.
+    pub(crate) fn span(&self) -> u64 {
+        self.next.0.saturating_sub(self.commit_offset().0)
+    }
+
+    /// The offsets of the first and the last unfinished message; both 0 if there is none.
+    pub(crate) fn bounds(&self) -> (QueueOffset, QueueOffset) {
+        let first = self.unfinished.first_key_value().map(|(offset, _)| *offset);
+        let last = self.unfinished.last_key_value().map(|(offset, _)| *offset);
+        (first.unwrap_or_default(), last.unwrap_or_default())
+    }
 }
 
 #[cfg(test)]
@@ -79,7 +91,7 @@ mod tests {
         assert_eq!((queue.count(), queue.bytes()), (4, 40));
         queue.finished(offset(6));
         queue.finished(offset(8));
-        assert_eq!(queue.commit_offset(), offset(5));
+        assert_eq!((queue.commit_offset(), queue.span()), (offset(5), 4));
         queue.finished(offset(5));
         assert_eq!(queue.commit_offset(), offset(7));
         queue.finished(offset(7));

@@ -3,19 +3,23 @@
 //!   one task per queue: pull ─▶ bounded channel ─▶ `poll` / `stream` ─▶ application ─▶ `commit`
 //!
 //! L1  messages of a queue come in its order, by one task per queue.
-//! L2  `commit` stores positions: the offsets after the last batches that `poll` returned. Nothing else commits.
+//! L2  `commit` stores positions: the offsets after the last batches that `poll` returned. Auto commit stores only what
+//!     came before the last poll: whoever asks for more has done with that.
 //! L3  a batch fetched before a seek, or before its queue was taken away, is never returned: its epoch is past.
 //! L4  fetched and not yet polled are at most `FETCHED_MAX` batches and one more per queue.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::Stream;
-use ringmq_protocol::body::{ConsumeType, MessageQueue, SubscriptionData};
+use ringmq_protocol::body::{
+    ConsumeMessageDirectlyResult, ConsumeType, ConsumerRunningInfo, MessageModel, MessageQueue,
+    ProcessQueueInfo, SubscriptionData,
+};
 use ringmq_protocol::message::MessageExt;
 use ringmq_protocol::name;
 use ringmq_protocol::types::QueueOffset;
@@ -23,9 +27,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::client::{Client, ConsumerMember, lock};
+use crate::client::{Client, lock, now_ms};
 use crate::error::ConsumeError;
-use crate::group::{ConsumeFrom, tag_subscription};
+use crate::group::{ConsumeFrom, tag_subscription, to_wire};
+use crate::member::{ConsumerMember, MemberRequests};
 use crate::pull::{Pulled, Puller};
 
 const FETCHED_MAX: usize = 8;
@@ -40,6 +45,7 @@ pub struct PullConsumerBuilder {
     ignore_committed: bool,
     batch_max: i32,
     rebalance_interval: Duration,
+    auto_commit: Option<Duration>,
 }
 
 enum Source {
@@ -90,6 +96,13 @@ impl PullConsumerBuilder {
         self
     }
 
+    /// Stores offsets by itself, this often, and at [`shutdown`](PullConsumer::shutdown): to poll again says that the
+    /// messages polled before are done with. `None`, as unless set, leaves it to [`commit`](PullConsumer::commit).
+    pub fn auto_commit(mut self, interval: Option<Duration>) -> Self {
+        self.auto_commit = interval.map(|interval| interval.max(Duration::from_millis(10)));
+        self
+    }
+
     /// Joins the group (or takes the queues) and begins to fetch.
     ///
     /// A topic to subscribe to may appear later; other failures of the first contact are returned.
@@ -112,33 +125,38 @@ impl PullConsumerBuilder {
                     .collect::<Result<Vec<_>, _>>()?
             }
         };
-        let inner = Arc::new(Inner {
+        let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
+            member: Arc::new(ConsumerMember {
+                group: self.group.clone(),
+                consume_type: ConsumeType::ConsumeActively,
+                message_model: MessageModel::Clustering,
+                consume_from_where: self.from.wire(),
+                subscriptions: subscriptions.clone(),
+                rebalance: Notify::new(),
+                requests: weak.clone(),
+            }),
             client: self.client,
             group: Arc::from(self.group),
-            subscriptions: subscriptions.iter().map(|s| (s.topic.clone(), Arc::new(s.clone()))).collect(),
+            subscriptions: subscriptions.into_iter().map(|s| (s.topic.clone(), Arc::new(s))).collect(),
             from: self.from,
             ignore_committed: self.ignore_committed,
             batch_max: self.batch_max,
             queues: Mutex::default(),
             queued,
             assigned_once: Notify::new(),
+            auto_commits: self.auto_commit.is_some(),
+            started_ms: now_ms(),
         });
-        let rebalancer = match self.source {
+        let mut tasks = Vec::new();
+        let is_member = match self.source {
             Source::Assign(queues, _) => {
                 for queue in queues {
                     inner.start_queue(&queue, None).await?;
                 }
-                None
+                false
             }
             _ => {
-                let member = Arc::new(ConsumerMember {
-                    group: inner.group.to_string(),
-                    consume_type: ConsumeType::ConsumeActively,
-                    consume_from_where: inner.from.wire(),
-                    subscriptions,
-                    rebalance: Notify::new(),
-                });
-                if !inner.client.add_consumer(&member) {
+                if !inner.client.add_consumer(&inner.member) {
                     let group = &inner.group;
                     return Err(ConsumeError::Config(format!("this client has a consumer in group {group}")));
                 }
@@ -149,11 +167,16 @@ impl PullConsumerBuilder {
                     }
                 }
                 inner.client.heartbeat_all().await;
-                let task = tokio::spawn(rebalance_loop(inner.clone(), member, self.rebalance_interval));
-                Some(task.abort_handle())
+                tasks.push(
+                    tokio::spawn(rebalance_loop(inner.clone(), self.rebalance_interval)).abort_handle(),
+                );
+                true
             }
         };
-        Ok(PullConsumer { inner, fetched, rebalancer })
+        if let Some(interval) = self.auto_commit {
+            tasks.push(tokio::spawn(auto_commit_loop(inner.clone(), interval)).abort_handle());
+        }
+        Ok(PullConsumer { inner, fetched, is_member, tasks })
     }
 }
 
@@ -165,7 +188,8 @@ impl PullConsumerBuilder {
 pub struct PullConsumer {
     inner: Arc<Inner>,
     fetched: mpsc::Receiver<Fetched>,
-    rebalancer: Option<AbortHandle>,
+    is_member: bool,
+    tasks: Vec<AbortHandle>,
 }
 
 /// Messages of one queue, in its order.
@@ -181,6 +205,7 @@ pub struct Batch {
 struct Inner {
     client: Client,
     group: Arc<str>,
+    member: Arc<ConsumerMember>,
     /// By topic.
     subscriptions: BTreeMap<String, Arc<SubscriptionData>>,
     from: ConsumeFrom,
@@ -189,6 +214,8 @@ struct Inner {
     queues: Mutex<Queues>,
     queued: mpsc::Sender<Fetched>,
     assigned_once: Notify,
+    auto_commits: bool,
+    started_ms: i64,
 }
 
 #[derive(Default)]
@@ -201,6 +228,8 @@ struct Assigned {
     epoch: u64,
     /// The offset after the last batch that was polled.
     position: QueueOffset,
+    /// The offset after what was done with when it was polled last, for auto commit.
+    done: QueueOffset,
     committed: Option<QueueOffset>,
     paused: watch::Sender<bool>,
     task: AbortHandle,
@@ -220,7 +249,7 @@ struct Fetched {
 impl Drop for PullConsumer {
     fn drop(&mut self) {
         self.stop();
-        if self.rebalancer.is_some() {
+        if self.is_member {
             self.inner.client.forget_consumer(&self.inner.group);
         }
     }
@@ -236,6 +265,7 @@ impl PullConsumer {
             ignore_committed: false,
             batch_max: 32,
             rebalance_interval: Duration::from_secs(20),
+            auto_commit: None,
         }
     }
 
@@ -247,6 +277,12 @@ impl PullConsumer {
     }
 
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<Option<Batch>> {
+        if self.inner.auto_commits {
+            lock(&self.inner.queues)
+                .assigned
+                .values_mut()
+                .for_each(|assigned| assigned.done = assigned.position);
+        }
         loop {
             match self.fetched.poll_recv(context) {
                 Poll::Ready(Some(fetched)) => {
@@ -273,29 +309,12 @@ impl PullConsumer {
 
     /// Stores the position of every queue as the group's offset, where it changed.
     pub async fn commit(&self) -> Result<(), ConsumeError> {
-        let changed: Vec<(MessageQueue, QueueOffset)> = lock(&self.inner.queues)
-            .assigned
-            .iter()
-            .filter(|(_, assigned)| assigned.committed != Some(assigned.position))
-            .map(|(queue, assigned)| (queue.clone(), assigned.position))
-            .collect();
-        let mut commits = JoinSet::new();
-        for (queue, offset) in changed {
-            let inner = self.inner.clone();
-            commits.spawn(async move {
-                inner.client.commit_offset(&inner.group, &queue, offset, false).await?;
-                if let Some(assigned) = lock(&inner.queues).assigned.get_mut(&queue) {
-                    assigned.committed = Some(offset);
-                }
-                Ok(())
-            });
-        }
-        let mut outcome = Ok(());
-        while let Some(joined) = commits.join_next().await {
-            // A commit does not panic, and nobody aborts it.
-            outcome = outcome.and(joined.unwrap_or(Err(ConsumeError::ShutDown)));
-        }
-        outcome
+        self.inner.commit_positions(|assigned| assigned.position, false).await
+    }
+
+    /// The same without waiting for answers: fast, and a commit that is lost is made good by the next one.
+    pub async fn commit_one_way(&self) -> Result<(), ConsumeError> {
+        self.inner.commit_positions(|assigned| assigned.position, true).await
     }
 
     /// Stores an offset of a queue as the group's, for those who finish less than whole batches.
@@ -314,7 +333,7 @@ impl PullConsumer {
 
     /// Waits until the group's queues have been shared out for the first time. Returns at once with assigned queues.
     pub async fn assigned(&self) {
-        if self.rebalancer.is_some() {
+        if self.is_member {
             self.inner.assigned_once.notified().await;
             // For whoever asks next.
             self.inner.assigned_once.notify_one();
@@ -326,17 +345,24 @@ impl PullConsumer {
         lock(&self.inner.queues).assigned.get(queue).map(|assigned| assigned.position)
     }
 
-    /// Continues at another offset.
+    /// Continues at another offset. What was fetched before is never returned.
     pub async fn seek(&self, queue: &MessageQueue, offset: QueueOffset) -> Result<(), ConsumeError> {
-        let paused = {
-            let mut queues = lock(&self.inner.queues);
-            match queues.assigned.remove(queue) {
-                Some(assigned) => *assigned.paused.borrow(),
-                None => return Err(not_assigned(queue)),
-            }
-        };
-        self.inner.start_queue(queue, Some(offset)).await?;
-        if paused { self.pause(queue) } else { Ok(()) }
+        self.inner.seek(queue, offset)
+    }
+
+    /// Continues at the oldest message.
+    pub async fn seek_to_begin(&self, queue: &MessageQueue) -> Result<(), ConsumeError> {
+        self.inner.seek(queue, self.min_offset(queue).await?)
+    }
+
+    /// Continues with the messages that come from now on.
+    pub async fn seek_to_end(&self, queue: &MessageQueue) -> Result<(), ConsumeError> {
+        self.inner.seek(queue, self.max_offset(queue).await?)
+    }
+
+    /// Continues at the first message stored at this time (milliseconds since 1970) or later.
+    pub async fn seek_to_time(&self, queue: &MessageQueue, time_ms: i64) -> Result<(), ConsumeError> {
+        self.inner.seek(queue, self.offset_by_time(queue, time_ms).await?)
     }
 
     /// Fetches nothing more of this queue; what was fetched still comes.
@@ -344,6 +370,7 @@ impl PullConsumer {
         self.set_paused(queue, true)
     }
 
+    /// Fetches a paused queue again.
     pub fn resume(&self, queue: &MessageQueue) -> Result<(), ConsumeError> {
         self.set_paused(queue, false)
     }
@@ -380,18 +407,23 @@ impl PullConsumer {
         self.inner.client.offset_by_time(queue, time_ms).await
     }
 
-    /// Stops fetching and leaves the group. Commits nothing: commit before.
+    /// Stops fetching and leaves the group. Commits what was polled if [`auto_commit`](PullConsumerBuilder::auto_commit)
+    /// is set, else nothing: commit before.
     pub async fn shutdown(mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        if self.inner.auto_commits
+            && let Err(error) = self.commit().await
+        {
+            tracing::warn!(%error, group = %self.inner.group, "offsets not stored");
+        }
         self.stop();
-        if self.rebalancer.take().is_some() {
+        if std::mem::take(&mut self.is_member) {
             self.inner.client.remove_consumer(&self.inner.group).await;
         }
     }
 
     fn stop(&self) {
-        if let Some(rebalancer) = &self.rebalancer {
-            rebalancer.abort();
-        }
+        self.tasks.iter().for_each(AbortHandle::abort);
         lock(&self.inner.queues).assigned.clear();
     }
 }
@@ -431,13 +463,28 @@ impl Inner {
         queue: &MessageQueue,
         at: Option<QueueOffset>,
     ) -> Result<(), ConsumeError> {
-        let Some(subscription) = self.subscriptions.get(&queue.topic).cloned() else {
+        if !self.subscriptions.contains_key(&queue.topic) {
             return Err(not_assigned(queue));
-        };
+        }
         let start = match at {
             Some(offset) => offset,
             None => self.first_offset(queue).await?,
         };
+        self.fetch_from(queue, start, false, &mut lock(&self.queues));
+        Ok(())
+    }
+
+    fn seek(&self, queue: &MessageQueue, offset: QueueOffset) -> Result<(), ConsumeError> {
+        let mut queues = lock(&self.queues);
+        let Some(assigned) = queues.assigned.remove(queue) else { return Err(not_assigned(queue)) };
+        let paused = *assigned.paused.borrow();
+        drop(assigned);
+        self.fetch_from(queue, offset, paused, &mut queues);
+        Ok(())
+    }
+
+    fn fetch_from(&self, queue: &MessageQueue, start: QueueOffset, paused: bool, queues: &mut Queues) {
+        let Some(subscription) = self.subscriptions.get(&queue.topic).cloned() else { return };
         let puller = Puller {
             client: self.client.clone(),
             group: self.group.clone(),
@@ -448,15 +495,47 @@ impl Inner {
             hold: HOLD,
             broker_id: 0,
         };
-        let (paused, is_paused) = watch::channel(false);
-        let mut queues = lock(&self.queues);
+        let (paused, is_paused) = watch::channel(paused);
         queues.epoch += 1;
         let epoch = queues.epoch;
         let task = tokio::spawn(fetch(puller, start, epoch, is_paused, self.queued.clone())).abort_handle();
-        queues
+        let assigned = Assigned { epoch, position: start, done: start, committed: None, paused, task };
+        queues.assigned.insert(queue.clone(), assigned);
+    }
+
+    /// Stores an offset of every queue as the group's, where it changed.
+    async fn commit_positions(
+        self: &Arc<Self>,
+        position: impl Fn(&Assigned) -> QueueOffset,
+        one_way: bool,
+    ) -> Result<(), ConsumeError> {
+        let changed: Vec<(MessageQueue, u64, QueueOffset)> = lock(&self.queues)
             .assigned
-            .insert(queue.clone(), Assigned { epoch, position: start, committed: None, paused, task });
-        Ok(())
+            .iter()
+            .map(|(queue, assigned)| (queue, assigned, position(assigned)))
+            .filter(|(_, assigned, position)| assigned.committed != Some(*position))
+            .map(|(queue, assigned, position)| (queue.clone(), assigned.epoch, position))
+            .collect();
+        let mut commits = JoinSet::new();
+        for (queue, epoch, offset) in changed {
+            let inner = self.clone();
+            commits.spawn(async move {
+                inner.client.commit_offset(&inner.group, &queue, offset, one_way).await?;
+                if let Some(assigned) = lock(&inner.queues).assigned.get_mut(&queue)
+                    && assigned.epoch == epoch
+                {
+                    // One that was lost on the way is made good by the next that is asked for an answer.
+                    assigned.committed = (!one_way).then_some(offset);
+                }
+                Ok(())
+            });
+        }
+        let mut outcome = Ok(());
+        while let Some(joined) = commits.join_next().await {
+            // A commit does not panic, and nobody aborts it.
+            outcome = outcome.and(joined.unwrap_or(Err(ConsumeError::ShutDown)));
+        }
+        outcome
     }
 
     async fn first_offset(&self, queue: &MessageQueue) -> Result<QueueOffset, ConsumeError> {
@@ -479,11 +558,19 @@ impl Inner {
                 complete = false;
                 continue;
             };
-            let new: Vec<MessageQueue> = {
+            let (lost, new): (Vec<(MessageQueue, QueueOffset)>, Vec<MessageQueue>) = {
                 let mut queues = lock(&self.queues);
-                queues.assigned.retain(|queue, _| queue.topic != *topic || share.contains(queue));
-                share.into_iter().filter(|queue| !queues.assigned.contains_key(queue)).collect()
+                let is_lost = |queue: &MessageQueue| queue.topic == *topic && !share.contains(queue);
+                let lost = queues.assigned.iter().filter(|(queue, _)| is_lost(queue));
+                let lost = lost.map(|(queue, assigned)| (queue.clone(), assigned.done)).collect();
+                queues.assigned.retain(|queue, _| !is_lost(queue));
+                (lost, share.into_iter().filter(|queue| !queues.assigned.contains_key(queue)).collect())
             };
+            for (queue, done) in lost.into_iter().filter(|_| self.auto_commits) {
+                if let Err(error) = self.client.commit_offset(&self.group, &queue, done, false).await {
+                    tracing::warn!(%error, %topic, broker = %queue.broker_name, "offset not stored");
+                }
+            }
             for queue in new {
                 if let Err(error) = self.start_queue(&queue, None).await {
                     tracing::warn!(%error, topic = %queue.topic, broker = %queue.broker_name, "queue not started");
@@ -497,12 +584,68 @@ impl Inner {
     }
 }
 
-async fn rebalance_loop(inner: Arc<Inner>, member: Arc<ConsumerMember>, interval: Duration) {
+impl MemberRequests for Inner {
+    fn reset_offsets(self: Arc<Self>, offsets: BTreeMap<MessageQueue, QueueOffset>) {
+        for (queue, offset) in offsets {
+            // A queue that is not ours begins at the group's offset if it ever becomes so.
+            if self.seek(&queue, offset).is_ok() {
+                tracing::info!(topic = %queue.topic, queue = queue.queue_id, %offset, "offset reset");
+            }
+        }
+    }
+
+    fn offsets(&self, topic: &str) -> BTreeMap<MessageQueue, QueueOffset> {
+        let queues = lock(&self.queues);
+        let of_topic = queues.assigned.iter().filter(|(queue, _)| queue.topic == topic);
+        of_topic.map(|(queue, assigned)| (queue.clone(), assigned.position)).collect()
+    }
+
+    fn running_info(&self) -> ConsumerRunningInfo {
+        let queues = lock(&self.queues);
+        let info = |assigned: &Assigned| ProcessQueueInfo {
+            commit_offset: to_wire(assigned.position),
+            ..ProcessQueueInfo::default()
+        };
+        let properties = [
+            (ConsumerRunningInfo::PROP_CONSUME_ORDERLY, "false".to_string()),
+            (ConsumerRunningInfo::PROP_CONSUME_TYPE, "CONSUME_ACTIVELY".to_string()),
+            (ConsumerRunningInfo::PROP_CONSUMER_START_TIMESTAMP, self.started_ms.to_string()),
+        ];
+        ConsumerRunningInfo {
+            mq_table: queues
+                .assigned
+                .iter()
+                .map(|(queue, assigned)| (queue.clone(), info(assigned)))
+                .collect(),
+            properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
+            subscription_set: self.member.subscriptions.clone(),
+            ..ConsumerRunningInfo::default()
+        }
+    }
+
+    fn consume_directly(
+        self: Arc<Self>,
+        _: MessageExt,
+    ) -> Option<Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>> {
+        None
+    }
+}
+
+async fn auto_commit_loop(inner: Arc<Inner>, interval: Duration) {
+    loop {
+        sleep(interval).await;
+        if let Err(error) = inner.commit_positions(|assigned| assigned.done, false).await {
+            tracing::warn!(%error, group = %inner.group, "offsets not stored");
+        }
+    }
+}
+
+async fn rebalance_loop(inner: Arc<Inner>, interval: Duration) {
     loop {
         inner.rebalance().await;
         tokio::select! {
             () = sleep(interval) => {}
-            () = member.rebalance.notified() => {}
+            () = inner.member.rebalance.notified() => {}
         }
     }
 }

@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod consuming;
 mod disk_trouble;
 mod house_rules;
 mod idle;
 mod log_tool;
 mod long_polling;
+mod orderly;
 mod real_input;
 mod requests;
 mod segments;

@@ -94,19 +94,3 @@ async fn a_broker_learns_our_groups_before_anything_else() {
     assert_eq!(heartbeat.client_id, client.id());
     assert_eq!(heartbeat.producer_data_set[0].group_name, "pg");
 }
-
-#[tokio::test]
-async fn one_group_has_one_consumer_per_client() {
-    let client = client("127.0.0.1:1".to_string()).await;
-    let member = Arc::new(ConsumerMember {
-        group: "g".into(),
-        consume_type: ConsumeType::ConsumeActively,
-        consume_from_where: ConsumeFromWhere::ConsumeFromLastOffset,
-        subscriptions: Vec::new(),
-        rebalance: Notify::new(),
-    });
-    assert!(client.add_consumer(&member));
-    assert!(!client.add_consumer(&member));
-    assert!(client.forget_consumer("g"));
-    assert!(client.add_consumer(&member));
-}

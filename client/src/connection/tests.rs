@@ -11,8 +11,8 @@ const CONFIG: ConnectionConfig =
 struct Nobody;
 
 impl ServerRequests for Nobody {
-    fn on_request(&self, _: &str, request: RemotingCommand) -> RemotingCommand {
-        not_supported(&request)
+    fn on_request(&self, _: &str, request: RemotingCommand) -> Answer {
+        Answer::Now(not_supported(&request))
     }
 }
 
@@ -113,9 +113,9 @@ async fn a_lost_connection_ends_every_request() {
 async fn a_server_may_ask_too() {
     struct Counter(AtomicUsize);
     impl ServerRequests for Counter {
-        fn on_request(&self, _: &str, request: RemotingCommand) -> RemotingCommand {
+        fn on_request(&self, _: &str, request: RemotingCommand) -> Answer {
             self.0.fetch_add(1, Ordering::SeqCst);
-            not_supported(&request)
+            Answer::Now(not_supported(&request))
         }
     }
     // Answers a request with a request of its own, of the same opaque; and our answer to that with the response.

@@ -99,3 +99,57 @@ async fn a_consumer_needs_something_to_consume() {
     drop(first);
     assert!(builder(&client).subscribe("T", "*").build().await.is_ok());
 }
+
+/// L2: what was polled last may still be under way, and is committed only when more is asked for.
+#[tokio::test]
+async fn auto_commit_stays_behind_what_is_under_way() {
+    let (broker, _name_server, client) = setup(&["x", "y"]).await;
+    let commits = || broker.received(RequestCode::UPDATE_CONSUMER_OFFSET);
+    let interval = Duration::from_millis(10);
+    let mut consumer = builder(&client)
+        .assign([queue()], "*")
+        .auto_commit(Some(interval))
+        .build()
+        .await
+        .expect("a consumer");
+    consumer.poll(LONG).await.expect("a batch");
+    while commits().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(commits().iter().all(|commit| commit.ext("commitOffset") == Some("0")));
+    assert!(consumer.poll(Duration::ZERO).await.is_none());
+    while commits().last().and_then(|commit| commit.ext("commitOffset").map(str::to_string)).as_deref()
+        != Some("2")
+    {
+        tokio::task::yield_now().await;
+    }
+    consumer.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_commits_what_was_polled_if_commits_are_automatic() {
+    for automatic in [false, true] {
+        let (broker, _name_server, client) = setup(&["x", "y"]).await;
+        let builder = builder(&client).subscribe("T", "*").auto_commit(automatic.then_some(LONG));
+        let mut consumer = builder.build().await.expect("a consumer");
+        consumer.poll(LONG).await.expect("a batch");
+        consumer.shutdown().await;
+        let commits = broker.received(RequestCode::UPDATE_CONSUMER_OFFSET);
+        let offsets: Vec<_> = commits.iter().filter_map(|commit| commit.ext("commitOffset")).collect();
+        assert_eq!(offsets, if automatic { vec!["2"] } else { vec![] });
+    }
+}
+
+#[tokio::test]
+async fn seeks_to_both_ends() {
+    let (_broker, _name_server, client) = setup(&["x", "y"]).await;
+    let mut consumer = builder(&client).assign([queue()], "*").build().await.expect("a consumer");
+    consumer.seek_to_end(&queue()).await.expect("assigned");
+    assert_eq!(consumer.position(&queue()), Some(QueueOffset(2)));
+    assert!(consumer.poll(Duration::from_millis(20)).await.is_none());
+    consumer.pause(&queue()).expect("assigned");
+    consumer.seek_to_begin(&queue()).await.expect("assigned");
+    assert!(consumer.poll(Duration::from_millis(20)).await.is_none(), "a seek does not end a pause");
+    consumer.resume(&queue()).expect("assigned");
+    assert_eq!(bodies(&consumer.poll(LONG).await.expect("a batch")), [b"x", b"y"]);
+}

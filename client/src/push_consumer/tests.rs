@@ -1,8 +1,13 @@
-use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::body::MessageModel;
+use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
+use ringmq_protocol::properties::names;
 
 use super::*;
-use crate::fake::{FakeServer, group_broker, name_server};
+use crate::fake::{FakeServer, group_broker, group_broker_but, name_server};
+
+/// Orderly, broadcasting, and what brokers ask.
+mod modes;
 
 const GROUP: &str = "g";
 
@@ -17,9 +22,12 @@ fn builder(client: &Client) -> PushConsumerBuilder {
 }
 
 async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::task::yield_now().await;
-    }
+    let met = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(60), met).await.expect("what is waited for happens");
 }
 
 /// The offset of topic T that the group stored last.
@@ -120,4 +128,115 @@ async fn what_cannot_go_back_is_published_to_the_retry_topic() {
     let values = [names::RETRY_TOPIC, names::DELAY_TIME_LEVEL, names::TAGS].map(|name| properties.get(name));
     assert_eq!(values, [Some("T"), Some("3"), Some("x")]);
     assert_eq!(committed(&broker).as_deref(), Some("1"));
+}
+
+/// The one message comes again at the level that its handler chose, or not at all.
+#[tokio::test]
+async fn a_handler_chooses_when_a_message_comes_again() {
+    let level = DelayLevel::new(5).expect("a level");
+    for (result, wanted) in [(ConsumeResult::ReconsumeAfter(level), "5"), (ConsumeResult::DeadLetter, "-1")] {
+        let broker = group_broker(&["x"], ResponseCode::SUCCESS).await;
+        let (_name_server, client) = client(&broker).await;
+        let start = builder(&client).max_reconsume_times(7).start(move |_| async move { result });
+        let consumer = start.await.expect("a consumer");
+        let sent_back = || broker.received(RequestCode::CONSUMER_SEND_MSG_BACK);
+        until(|| !sent_back().is_empty()).await;
+        consumer.shutdown().await;
+        let fields =
+            ["delayLevel", "maxReconsumeTimes"].map(|name| sent_back()[0].ext(name).map(str::to_string));
+        assert_eq!(fields, [Some(wanted.to_string()), Some("7".to_string())]);
+    }
+}
+
+#[test]
+fn levels_by_their_delays() {
+    let level = |seconds| DelayLevel::at_least(Duration::from_secs(seconds)).get();
+    assert_eq!([0, 1, 2, 5, 61, 7200, 7201].map(level), [1, 1, 2, 2, 6, 18, 18]);
+    assert_eq!(DelayLevel::new(0), None);
+}
+
+#[tokio::test]
+async fn a_handler_that_takes_too_long_is_cancelled_and_its_message_sent_back() {
+    let broker = group_broker(&["x"], ResponseCode::SUCCESS).await;
+    let (_name_server, client) = client(&broker).await;
+    let (dropped, mut dropping) = mpsc::unbounded_channel::<()>();
+    let consumer = builder(&client)
+        .consume_timeout(Duration::from_millis(1))
+        .start(move |_| {
+            let dropped = dropped.clone();
+            async move {
+                std::future::pending::<()>().await;
+                dropped.send(())
+            }
+        })
+        .await
+        .expect("a consumer");
+    until(|| !broker.received(RequestCode::CONSUMER_SEND_MSG_BACK).is_empty()).await;
+    consumer.shutdown().await;
+    assert_eq!(committed(&broker).as_deref(), Some("1"));
+    drop(client);
+    assert_eq!(dropping.recv().await, None, "the handler is gone");
+}
+
+#[tokio::test]
+async fn a_batch_is_what_there_is_up_to_its_bound() {
+    let broker = group_broker(&["v", "w", "x", "y", "z"], ResponseCode::SUCCESS).await;
+    let (_name_server, client) = client(&broker).await;
+    let (handled, mut handling) = mpsc::unbounded_channel();
+    let consumer = builder(&client)
+        .concurrency(1)
+        .start_batches(3, move |messages| {
+            let sent =
+                handled.send(messages.into_iter().map(|message| message.message.body).collect::<Vec<_>>());
+            async move { sent }
+        })
+        .await
+        .expect("a consumer");
+    let mut all = Vec::new();
+    while all.len() < 5 {
+        let batch = handling.recv().await.expect("a batch");
+        assert!(!batch.is_empty() && batch.len() <= 3, "{batch:?}");
+        all.extend(batch);
+    }
+    assert_eq!(all, ["v", "w", "x", "y", "z"]);
+    consumer.shutdown().await;
+    assert_eq!(committed(&broker).as_deref(), Some("5"));
+}
+
+/// Nothing more is pulled while the first unfinished message is far behind.
+#[tokio::test]
+async fn the_span_of_a_queue_is_bounded() {
+    let broker = group_broker(&["stuck", "y", "z"], ResponseCode::SUCCESS).await;
+    let (_name_server, client) = client(&broker).await;
+    let (release, released) = watch::channel(false);
+    let (handled, mut handling) = mpsc::unbounded_channel();
+    let consumer = builder(&client)
+        .queue_span_max(1)
+        .start(move |message| {
+            let (mut released, handled) = (released.clone(), handled.clone());
+            async move {
+                if &*message.message.body == b"stuck" {
+                    drop(released.wait_for(|released| *released).await);
+                }
+                handled.send(message.message.body)
+            }
+        })
+        .await
+        .expect("a consumer");
+    let state = || {
+        lock(&consumer.inner.queues)
+            .iter()
+            .find(|(queue, _)| queue.topic == "T")
+            .map(|(_, r)| r.state.clone())
+    };
+    for _ in 0..2 {
+        handling.recv().await;
+    }
+    let state = state().expect("a queue");
+    until(|| lock(&state.process).count() == 1).await;
+    assert!(consumer.inner.is_full(&lock(&state.process)), "though only one message is unfinished");
+    release.send_replace(true);
+    handling.recv().await;
+    until(|| !consumer.inner.is_full(&lock(&state.process))).await;
+    consumer.shutdown().await;
 }

@@ -276,3 +276,81 @@ impl<'de> Deserialize<'de> for OffsetBits {
         bytes.map(Self).map_err(serde::de::Error::custom)
     }
 }
+
+/// Response body of GET_CONSUMER_RUNNING_INFO (307).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConsumerRunningInfo {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jstack: Option<String>,
+    pub mq_pop_table: BTreeMap<MessageQueue, PopProcessQueueInfo>,
+    pub mq_table: BTreeMap<MessageQueue, ProcessQueueInfo>,
+    /// By the names below, and what else the client wants to tell.
+    pub properties: BTreeMap<String, String>,
+    /// By topic.
+    pub status_table: BTreeMap<String, ConsumeStatus>,
+    pub subscription_set: Vec<SubscriptionData>,
+    pub user_consumer_info: BTreeMap<String, String>,
+}
+
+impl ConsumerRunningInfo {
+    pub const PROP_NAMESERVER_ADDR: &str = "PROP_NAMESERVER_ADDR";
+    pub const PROP_THREADPOOL_CORE_SIZE: &str = "PROP_THREADPOOL_CORE_SIZE";
+    /// `true` or `false`.
+    pub const PROP_CONSUME_ORDERLY: &str = "PROP_CONSUMEORDERLY";
+    /// `CONSUME_PASSIVELY` or another name of [`super::ConsumeType`].
+    pub const PROP_CONSUME_TYPE: &str = "PROP_CONSUME_TYPE";
+    pub const PROP_CLIENT_VERSION: &str = "PROP_CLIENT_VERSION";
+    /// Milliseconds since 1970.
+    pub const PROP_CONSUMER_START_TIMESTAMP: &str = "PROP_CONSUMER_START_TIMESTAMP";
+}
+
+impl Body for ConsumerRunningInfo {}
+
+/// A queue as its consumer sees it. Times are in milliseconds since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProcessQueueInfo {
+    pub cached_msg_count: i32,
+    pub cached_msg_max_offset: i64,
+    pub cached_msg_min_offset: i64,
+    pub cached_msg_size_in_mi_b: i32,
+    pub commit_offset: i64,
+    /// Dropped, in RocketMQ's spelling.
+    pub droped: bool,
+    pub last_consume_timestamp: i64,
+    pub last_lock_timestamp: i64,
+    pub last_pull_timestamp: i64,
+    pub locked: bool,
+    pub transaction_msg_count: i32,
+    pub transaction_msg_max_offset: i64,
+    pub transaction_msg_min_offset: i64,
+    pub try_unlock_times: i64,
+}
+
+/// A queue that is consumed by POP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PopProcessQueueInfo {
+    pub droped: bool,
+    pub last_pop_timestamp: i64,
+    pub wait_ack_count: i32,
+}
+
+/// How the consumption of a topic went lately. Times are milliseconds on average, rates are per second.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConsumeStatus {
+    #[serde(rename = "consumeFailedMsgs")]
+    pub consume_failed_msgs: i64,
+    #[serde(rename = "consumeFailedTPS")]
+    pub consume_failed_tps: f64,
+    #[serde(rename = "consumeOKTPS")]
+    pub consume_ok_tps: f64,
+    #[serde(rename = "consumeRT")]
+    pub consume_rt: f64,
+    #[serde(rename = "pullRT")]
+    pub pull_rt: f64,
+    #[serde(rename = "pullTPS")]
+    pub pull_tps: f64,
+}

@@ -1,0 +1,240 @@
+//! Consumer groups of the native client: every message, though members come, go and crash.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ringmq_client::{
+    Client, ConsumeFrom, ConsumeResult, Message, MessageExt, MessageQueue, PushConsumer, QueueOffset,
+};
+use ringmq_tests::{Broker, PATIENCE, TempDir};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+const OFTEN: Duration = Duration::from_millis(20);
+
+pub(crate) async fn client(broker: &Broker) -> Client {
+    Client::new(broker.name_server()).await.unwrap()
+}
+
+/// Sends the numbers, as text, each to the next queue of those given.
+pub(crate) async fn send_numbers(client: &Client, queues: &[MessageQueue], numbers: std::ops::Range<u32>) {
+    let producer = client.producer("senders").build().unwrap();
+    for number in numbers {
+        let queue = &queues[number as usize % queues.len()];
+        producer.send_to(queue, Message::new(&queue.topic, number.to_string())).await.unwrap();
+    }
+    producer.shutdown().await;
+}
+
+/// A topic with this many queues on each shard.
+pub(crate) async fn topic(client: &Client, topic: &str, queues: u32) -> Vec<MessageQueue> {
+    let settings = ringmq_client::TopicSettings {
+        queues,
+        readable: true,
+        writable: true,
+        attributes: std::collections::BTreeMap::new(),
+    };
+    client.admin().create_topic(topic, settings, None).await.unwrap();
+    client.admin().route(topic).await.unwrap().writable.clone()
+}
+
+pub(crate) fn number(message: &MessageExt) -> u32 {
+    std::str::from_utf8(&message.message.body).unwrap().parse().unwrap()
+}
+
+pub(crate) async fn next<T>(from: &mut mpsc::UnboundedReceiver<T>) -> T {
+    timeout(PATIENCE, from.recv()).await.expect("a message in time").expect("handlers run")
+}
+
+/// Asks again until it is so.
+pub(crate) async fn until<Fut: Future<Output = bool>>(what: &str, condition: impl Fn() -> Fut) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "in vain: {what}");
+        sleep(OFTEN).await;
+    }
+}
+
+/// A member that tells the numbers it handles, and never finishes those that `stuck` names.
+async fn member(
+    client: &Client,
+    topic: &str,
+    stuck: fn(u32) -> bool,
+) -> (PushConsumer, mpsc::UnboundedReceiver<u32>, watch::Sender<bool>) {
+    let (handled, handling) = mpsc::unbounded_channel();
+    let (release, released) = watch::channel(false);
+    let consumer = client
+        .push_consumer("members")
+        .subscribe(topic, "*")
+        .consume_from(ConsumeFrom::FirstOffset)
+        .persist_interval(OFTEN)
+        .concurrency(64)
+        .start(move |message| {
+            let (handled, mut released) = (handled.clone(), released.clone());
+            async move {
+                let number = number(&message);
+                if stuck(number) && released.wait_for(|released| *released).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                drop(handled.send(number));
+                ConsumeResult::Success
+            }
+        })
+        .await
+        .unwrap();
+    (consumer, handling, release)
+}
+
+#[tokio::test]
+async fn the_offset_never_passes_an_unfinished_message() {
+    let broker = Broker::start(1);
+    let client = client(&broker).await;
+    let queues = topic(&client, "Held", 1).await;
+    send_numbers(&client, &queues, 0..20).await;
+    let committed = || async {
+        let offsets = client.admin().group_offsets("members", "Held").await.unwrap();
+        offsets[0].committed
+    };
+
+    let (consumer, mut handling, release) = member(&client, "Held", |number| number == 7).await;
+    let mut handled = BTreeSet::new();
+    while handled.len() < 19 {
+        handled.insert(next(&mut handling).await);
+    }
+    assert!(!handled.contains(&7));
+    until("the offset of what is unfinished", async || committed().await == Some(QueueOffset(7))).await;
+    release.send_replace(true);
+    assert_eq!(next(&mut handling).await, 7);
+    until("the offset of the end", async || committed().await == Some(QueueOffset(20))).await;
+    consumer.shutdown().await;
+    assert_eq!(committed().await, Some(QueueOffset(20)));
+}
+
+#[tokio::test]
+async fn a_member_that_crashes_is_replaced_and_what_it_had_begun_comes_again() {
+    let broker = Broker::start(2);
+    let (sender, survivor_client, crashing_client) =
+        (client(&broker).await, client(&broker).await, client(&broker).await);
+    let queues = topic(&sender, "Crashes", 2).await;
+
+    let (crashing, mut crashed_handling, _hold) =
+        member(&crashing_client, "Crashes", |number| number % 5 == 0).await;
+    until("all queues", async || crashing.assignment().len() > queues.len()).await;
+    let (survivor, mut handling, _release) = member(&survivor_client, "Crashes", |_| false).await;
+    // Four queues, and those of the retry topic, between two.
+    until("half of the queues", async || {
+        let of_topic = |consumer: &PushConsumer| {
+            consumer.assignment().iter().filter(|queue| queue.topic == "Crashes").count()
+        };
+        of_topic(&crashing) == 2 && of_topic(&survivor) == 2
+    })
+    .await;
+
+    send_numbers(&sender, &queues, 0..40).await;
+    // The one that will crash has two queues of ten, two of which are stuck in each.
+    let mut begun = BTreeSet::new();
+    while begun.len() < 16 {
+        begun.insert(next(&mut crashed_handling).await);
+    }
+    drop(crashing);
+    drop(crashing_client);
+    let mut handled = BTreeSet::new();
+    while handled.union(&begun).count() < 40 {
+        handled.insert(next(&mut handling).await);
+    }
+    let stuck = (0..40).filter(|number| number % 5 == 0);
+    assert!(stuck.into_iter().all(|number| handled.contains(&number)), "{handled:?}");
+    until("the queues of both", async || {
+        survivor.assignment().iter().filter(|queue| queue.topic == "Crashes").count() == 4
+    })
+    .await;
+    survivor.shutdown().await;
+}
+
+#[tokio::test]
+async fn each_of_three_gets_what_is_broadcast() {
+    let broker = Broker::start(2);
+    let sender = client(&broker).await;
+    let queues = topic(&sender, "News", 2).await;
+    send_numbers(&sender, &queues, 0..30).await;
+    let dirs = TempDir::new("broadcast");
+
+    for (round, expected) in [(0, 0..30), (1, 30..40)] {
+        if round == 1 {
+            send_numbers(&sender, &queues, expected.clone()).await;
+        }
+        let mut members = Vec::new();
+        for name in ["a", "b", "c"] {
+            let client = client(&broker).await;
+            let (handled, handling) = mpsc::unbounded_channel();
+            let consumer = client
+                .push_consumer("audience")
+                .subscribe("News", "*")
+                .consume_from(ConsumeFrom::FirstOffset)
+                .broadcasting(dirs.path().join(name))
+                .start(move |message| {
+                    let number = number(&message);
+                    drop(handled.send(number));
+                    // What fails is dropped: it does not come again, here or elsewhere.
+                    async move { if number % 10 == 3 { Err("on purpose") } else { Ok(()) } }
+                })
+                .await
+                .unwrap();
+            members.push((client, consumer, handling));
+        }
+        for (client, consumer, mut handling) in members {
+            let mut handled = Vec::new();
+            while handled.len() < expected.len() {
+                handled.push(next(&mut handling).await);
+            }
+            consumer.shutdown().await;
+            client.shutdown().await;
+            handled.extend(std::iter::from_fn(|| handling.try_recv().ok()));
+            handled.sort_unstable();
+            assert_eq!(handled, expected.clone().collect::<Vec<_>>(), "each once");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pull_consumer_goes_where_it_is_sent() {
+    let broker = Broker::start(1);
+    let client = client(&broker).await;
+    let queues = topic(&client, "Seeks", 2).await;
+    send_numbers(&client, &queues, 0..20).await;
+    let mut consumer = client
+        .pull_consumer("seekers")
+        .assign(queues.clone(), "*")
+        .ignore_committed(true)
+        .build()
+        .await
+        .unwrap();
+    let [first, second] = [&queues[0], &queues[1]];
+    // It began at the end.
+    consumer.pause(second).unwrap();
+    consumer.seek_to_begin(second).await.unwrap();
+    consumer.seek(first, QueueOffset(6)).await.unwrap();
+    let mut numbers = Vec::new();
+    let mut times = Vec::new();
+    while numbers.len() < 4 {
+        let batch = consumer.poll(PATIENCE).await.expect("messages");
+        assert_eq!(batch.queue, *first, "the other one is paused");
+        times.extend(batch.messages.iter().map(|message| message.store_timestamp.0));
+        numbers.extend(batch.messages.iter().map(number));
+    }
+    assert_eq!(numbers, [12, 14, 16, 18]);
+    consumer.commit().await.unwrap();
+    assert_eq!(consumer.committed(first).await.unwrap(), Some(QueueOffset(10)));
+
+    // Messages of one millisecond all have the same time: the first of them is meant.
+    consumer.seek_to_time(first, times[3]).await.unwrap();
+    let batch = consumer.poll(PATIENCE).await.expect("messages");
+    let found = &batch.messages[0];
+    assert!(found.store_timestamp.0 == times[3] && number(found) <= 18, "{found:?}");
+
+    consumer.seek_to_end(first).await.unwrap();
+    consumer.resume(second).unwrap();
+    let batch = consumer.poll(PATIENCE).await.expect("messages");
+    assert_eq!((&batch.queue, number(&batch.messages[0])), (second, 1));
+    consumer.shutdown().await;
+}
