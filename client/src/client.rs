@@ -27,7 +27,9 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at}
 
 use crate::connection::{Call, Connection, ConnectionConfig};
 use crate::error::{ConfigError, RequestError, RouteError};
+use crate::hook::{Hook, Hooks};
 use crate::member::{ConsumerMember, Requests};
+use crate::metrics::{Metrics, Registry};
 use crate::route::TopicRoute;
 
 /// Queues per broker asked for when a send creates its topic.
@@ -51,6 +53,7 @@ pub struct ClientBuilder {
     in_flight_max: usize,
     json: bool,
     unit: Option<String>,
+    hooks: Hooks,
 }
 
 impl ClientBuilder {
@@ -90,6 +93,12 @@ impl ClientBuilder {
         self
     }
 
+    /// Something to be called around every send and every handler.
+    pub fn hook(mut self, hook: impl Hook) -> Self {
+        self.hooks.0.push(Arc::new(hook));
+        self
+    }
+
     /// Makes the client and starts its background task. Connects to nothing yet.
     pub async fn build(self) -> Result<Client, ConfigError> {
         let name_servers = parse_name_servers(&self.name_servers)?;
@@ -110,6 +119,8 @@ impl ClientBuilder {
             routes: Mutex::default(),
             route_fetch: tokio::sync::Mutex::new(()),
             members: Mutex::default(),
+            metrics: Registry::default(),
+            hooks: self.hooks,
             background: tokio::spawn(maintain(weak.clone(), self.poll_interval)).abort_handle(),
             server_requests: Arc::new(Requests(weak.clone())),
         });
@@ -136,6 +147,8 @@ pub(crate) struct Inner {
     routes: Mutex<BTreeMap<String, CachedRoute>>,
     route_fetch: tokio::sync::Mutex<()>,
     members: Mutex<Members>,
+    metrics: Registry,
+    hooks: Hooks,
     background: AbortHandle,
     server_requests: Arc<Requests>,
 }
@@ -187,6 +200,7 @@ impl Client {
             in_flight_max: 1024,
             json: false,
             unit: None,
+            hooks: Hooks::default(),
         }
     }
 
@@ -198,6 +212,11 @@ impl Client {
     /// What brokers call this client.
     pub fn id(&self) -> &str {
         &self.inner.id
+    }
+
+    /// What this client sent and consumed since it was built.
+    pub fn metrics(&self) -> Metrics {
+        self.inner.metrics.snapshot()
     }
 
     /// Unregisters every group and closes every connection, after writing what was queued. Shut producers and
@@ -229,6 +248,14 @@ impl Client {
                 tracing::debug!("a connection was left to the operating system");
             }
         }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.metrics
+    }
+
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.inner.hooks
     }
 
     pub(crate) fn name_servers(&self) -> String {

@@ -29,15 +29,20 @@
 //!
 //! - [`Client`] holds what the rest shares: name servers, routes, one connection per broker, heartbeats.
 //! - [`Producer`] sends: each send is a future, so concurrency is the caller's choice.
-//! - [`PushConsumer`] hands messages to an async handler and redelivers what fails.
+//! - [`PushConsumer`] hands messages to an async handler and redelivers what fails: many at a time
+//!   ([`start`](PushConsumerBuilder::start), [`start_batches`](PushConsumerBuilder::start_batches)), or those of a queue
+//!   one by one in their order ([`start_orderly`](PushConsumerBuilder::start_orderly)); shared with the group, or
+//!   [to every member](PushConsumerBuilder::broadcasting).
 //! - [`PullConsumer`] is asked for messages, batch by batch or as a [`Stream`](futures_core::Stream).
 //! - [`Admin`] creates topics and tells what there is.
+//! - [`Metrics`] and [`Hook`]s show what a client does.
 //!
 //! Errors that come from a server name its address, the code with RocketMQ's name for it, and the remark.
 //! Everything runs on the tokio runtime in which the client was built, with its I/O and time drivers enabled.
 //!
 //! Map: `connection` (frames, one TCP connection) ← `client` (addresses, routes, heartbeats) ← `group` (offsets,
-//! shares) ← `pull` ← `pull_consumer`, `push_consumer`; `producer` with `retry`; `admin`.
+//! shares, locks), `member` (what servers ask) ← `pull` ← `pull_consumer`, `push_consumer`; `producer` with `retry`;
+//! `admin`; `metrics` and `hook` beside them.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -48,7 +53,9 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod group;
+mod hook;
 mod member;
+mod metrics;
 mod offset_file;
 mod process_queue;
 mod producer;
@@ -64,6 +71,8 @@ pub use admin::{
 pub use client::{Client, ClientBuilder};
 pub use error::{AdminError, ConfigError, ConsumeError, RequestError, RouteError, SendError};
 pub use group::ConsumeFrom;
+pub use hook::{ConsumeEvent, Hook, SendEvent};
+pub use metrics::{ConsumeMetrics, Latency, Metrics, SendMetrics};
 pub use producer::{Producer, ProducerBuilder, SendResult, SendStatus};
 pub use pull_consumer::{Batch, MessageStream, PullConsumer, PullConsumerBuilder};
 pub use push_consumer::{ConsumeResult, DelayLevel, OrderlyResult, PushConsumer, PushConsumerBuilder};

@@ -26,6 +26,7 @@ use crate::client::{Client, NEW_TOPIC_QUEUES, malformed, now_ms};
 use crate::connection::Call;
 use crate::error::{ConfigError, RequestError, RouteError, SendError};
 use crate::group::from_wire;
+use crate::hook::SendEvent;
 use crate::retry::{QueueChoice, is_retryable};
 
 /// ZLIB level of compressed bodies, RocketMQ's default.
@@ -174,6 +175,7 @@ impl Producer {
     pub async fn send_one_way(&self, message: Message) -> Result<(), SendError> {
         let outbound = self.prepare(message)?;
         let sender = &self.inner.sender;
+        let stats = sender.client.registry().sends(&sender.group, &outbound.topic);
         let route = sender.client.publish_route(&outbound.topic, None).await?;
         let queue = sender.choice.next(&route.writable, &[], Instant::now());
         let queue = queue.ok_or_else(|| no_queue(&outbound.topic))?;
@@ -183,7 +185,9 @@ impl Producer {
         let fields = request.fields_v2();
         let call = Call::new(RequestCode::SEND_MESSAGE_V2, &fields).body(outbound.body.clone());
         let failed = |source| SendError::Failed { source, attempts: 1, attempts_max: 1 };
-        sender.client.one_way(&address, &call).await.map_err(failed)
+        let left = sender.client.one_way(&address, &call).await;
+        stats.sent(1, outbound.body.len(), left.is_ok(), None);
+        left.map_err(failed)
     }
 
     /// Sends messages of one topic as a unit: all or none are stored, one behind the other in one queue. Their
@@ -240,12 +244,26 @@ impl Producer {
         outbound: &Outbound,
         queue: Option<&MessageQueue>,
     ) -> Result<SendResult, SendError> {
-        let settings = &self.inner.settings;
-        self.inner.sender.deliver(outbound, queue, settings.send_timeout, settings.retries).await
+        let (settings, sender) = (&self.inner.settings, &self.inner.sender);
+        let begun = Instant::now();
+        let outcome = sender.deliver(outbound, queue, settings.send_timeout, settings.retries).await;
+        let took = begun.elapsed();
+        let stats = sender.client.registry().sends(&sender.group, &outbound.topic);
+        stats.sent(outbound.messages, outbound.body.len(), outcome.is_ok(), Some(took));
+        sender.client.hooks().after_send(&SendEvent {
+            group: &sender.group,
+            topic: &outbound.topic,
+            message_id: &outbound.message_id,
+            messages: outbound.messages,
+            outcome: outcome.as_ref(),
+            took,
+        });
+        outcome
     }
 
     fn prepare(&self, mut message: Message) -> Result<Outbound, SendError> {
-        let settings = &self.inner.settings;
+        let (settings, sender) = (&self.inner.settings, &self.inner.sender);
+        sender.client.hooks().before_send(&sender.group, &mut message);
         check_topic(&message.topic)?;
         check_body(&message.body, settings.message_bytes_max)?;
         let message_id = self.give_key(&mut message);
@@ -267,6 +285,7 @@ impl Producer {
             message_id,
             born_timestamp: now_ms(),
             batch: false,
+            messages: 1,
             reconsume_times: 0,
             max_reconsume_times: None,
         })
@@ -285,6 +304,7 @@ impl Producer {
         let mut stored_bytes = 0;
         let mut keys = Vec::with_capacity(messages.len());
         for mut message in messages {
+            self.inner.sender.client.hooks().before_send(&self.inner.sender.group, &mut message);
             if message.topic != topic {
                 return Err(illegal("the messages of a batch go to one topic"));
             }
@@ -317,6 +337,7 @@ impl Producer {
             message_id,
             born_timestamp: now_ms(),
             batch: true,
+            messages: keys.len(),
             reconsume_times: 0,
             max_reconsume_times: None,
         };
@@ -343,6 +364,8 @@ pub(crate) struct Outbound {
     pub(crate) message_id: String,
     pub(crate) born_timestamp: i64,
     pub(crate) batch: bool,
+    /// How many it is.
+    pub(crate) messages: usize,
     pub(crate) reconsume_times: i32,
     pub(crate) max_reconsume_times: Option<i32>,
 }

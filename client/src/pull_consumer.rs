@@ -25,7 +25,7 @@ use ringmq_protocol::name;
 use ringmq_protocol::types::QueueOffset;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, lock, now_ms};
 use crate::error::ConsumeError;
@@ -658,10 +658,14 @@ async fn fetch(
     queued: mpsc::Sender<Fetched>,
 ) {
     let mut offset = start;
+    let stats = puller.client.registry().consumes(&puller.group, &puller.queue.topic);
     // The sender of `paused` lives as long as this task may run.
     while paused.wait_for(|paused| !paused).await.is_ok() {
+        let begun = Instant::now();
         match puller.pull(offset, None).await {
             Ok(Pulled { messages, next, .. }) => {
+                let bytes = messages.iter().map(|message| message.message.body.len()).sum();
+                stats.received(messages.len(), bytes, begun.elapsed());
                 if next == offset && messages.is_empty() {
                     continue;
                 }

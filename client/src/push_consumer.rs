@@ -36,6 +36,7 @@ use crate::client::{Client, lock, now_ms};
 use crate::error::ConsumeError;
 use crate::group::ConsumeFrom;
 use crate::member::ConsumerMember;
+use crate::metrics::ConsumeStats;
 use crate::offset_file::OffsetFile;
 use crate::process_queue::ProcessQueue;
 use crate::producer::Sender;
@@ -131,6 +132,7 @@ enum Hold {
 
 struct QueueState {
     queue: MessageQueue,
+    stats: Arc<ConsumeStats>,
     process: Mutex<ProcessQueue>,
     /// Something finished, so there may be room.
     room: Notify,
@@ -244,6 +246,7 @@ async fn persist_loop(inner: Arc<Inner>) {
         ticks.tick().await;
         let states: Vec<_> = lock(&inner.queues).values().map(|running| running.state.clone()).collect();
         for state in states {
+            state.stats.sample();
             inner.persist(&state, true).await;
         }
         inner.save_offsets().await;
@@ -374,6 +377,7 @@ impl Inner {
         let Some(subscription) = self.subscriptions.get(&queue.topic).cloned() else { return };
         let state = Arc::new(QueueState {
             queue: queue.clone(),
+            stats: self.client.registry().consumes(&self.group, &queue.topic),
             process: Mutex::new(ProcessQueue::new(offset)),
             room: Notify::new(),
             hold: watch::Sender::new(Hold::Held),
@@ -458,6 +462,7 @@ async fn pull_loop(
             continue;
         };
         let commits = inner.offsets.is_none() && state.may_commit() && commit.0 > 0;
+        let begun = Instant::now();
         let outcome = puller.pull(offset, commits.then_some(commit)).await;
         *lock(&state.pulled_ms) = now_ms();
         match outcome {
@@ -471,7 +476,9 @@ async fn pull_loop(
                 return;
             }
             Ok(Pulled { messages, next, .. }) => {
-                let sizes = messages.iter().map(|message| (message.queue_offset, message.message.body.len()));
+                let size = |message: &MessageExt| message.message.body.len();
+                state.stats.received(messages.len(), messages.iter().map(size).sum(), begun.elapsed());
+                let sizes = messages.iter().map(|message| (message.queue_offset, size(message)));
                 lock(&state.process).took(sizes, next);
                 for message in messages {
                     if pulled.send(message).is_err() {

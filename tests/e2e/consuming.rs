@@ -76,7 +76,7 @@ async fn member(
                 if stuck(number) && released.wait_for(|released| *released).await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                drop(handled.send(number));
+                _ = handled.send(number);
                 ConsumeResult::Success
             }
         })
@@ -174,7 +174,7 @@ async fn each_of_three_gets_what_is_broadcast() {
                 .broadcasting(dirs.path().join(name))
                 .start(move |message| {
                     let number = number(&message);
-                    drop(handled.send(number));
+                    _ = handled.send(number);
                     // What fails is dropped: it does not come again, here or elsewhere.
                     async move { if number % 10 == 3 { Err("on purpose") } else { Ok(()) } }
                 })

@@ -73,7 +73,7 @@ async fn member(
                 order.begin(&message);
                 let number = number(&message);
                 if held.contains(&number) {
-                    drop(handled.send(number));
+                    _ = handled.send(number);
                     released.wait_for(|released| *released).await.unwrap();
                 }
                 let fails = number % 7 == 0 && message.reconsume_times < 2;
@@ -84,7 +84,7 @@ async fn member(
                     return OrderlyResult::Suspend;
                 }
                 if !held.contains(&number) {
-                    drop(handled.send(number));
+                    _ = handled.send(number);
                 }
                 OrderlyResult::Success
             }

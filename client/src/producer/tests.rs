@@ -140,3 +140,45 @@ fn a_key_has_the_queue_that_java_gives_it() {
     assert_eq!(id("polygenelubricants"), Some(0));
     assert_eq!(queue_of_key(&[], "TagA"), None);
 }
+
+/// Adds a property to each message, and notes what became of it.
+#[derive(Clone, Default)]
+struct Noted(Arc<std::sync::Mutex<Vec<(usize, bool)>>>);
+
+impl crate::Hook for Noted {
+    fn before_send(&self, group: &str, message: &mut Message) {
+        message.set("from", group);
+    }
+
+    fn after_send(&self, event: &SendEvent<'_>) {
+        assert_eq!((event.group, event.topic), ("pg", "T"));
+        self.0.lock().expect("unpoisoned").push((event.messages, event.outcome.is_ok()));
+    }
+}
+
+#[tokio::test]
+async fn sends_are_counted_and_hooked() {
+    let broker = broker(ResponseCode::SUCCESS).await;
+    let refusing = self::broker(ResponseCode::MESSAGE_ILLEGAL).await;
+    let noted = Noted::default();
+    for server in [&broker, &refusing] {
+        let name_server = name_server(&[("a", server.address())]).await;
+        let builder = Client::builder(&*name_server.address()).hook(noted.clone());
+        let client = builder.build().await.expect("a client");
+        let producer =
+            client.producer("pg").send_timeout(Duration::from_secs(20)).build().expect("a producer");
+        let single = producer.send(Message::new("T", "four")).await;
+        let batch = producer.send_batch(vec![Message::new("T", "a"), Message::new("T", "b")]).await;
+        assert_eq!(single.is_ok(), batch.is_ok());
+        let metrics = client.metrics();
+        let sends = &metrics.sends[0];
+        let counts = if single.is_ok() { (3, 0) } else { (0, 3) };
+        assert_eq!((&*sends.group, &*sends.topic, (sends.sent, sends.failed)), ("pg", "T", counts));
+        assert_eq!((sends.latency.count(), sends.bytes > 4), (2, single.is_ok()));
+    }
+    assert_eq!(*noted.0.lock().expect("unpoisoned"), [(1, true), (2, true), (1, false), (2, false)]);
+    let sent = &broker.received(RequestCode::SEND_MESSAGE_V2)[0];
+    let properties =
+        ringmq_protocol::properties::Properties::new(sent.ext("i").expect("properties").as_bytes());
+    assert_eq!(properties.get("from"), Some("pg"));
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ringmq_protocol::message::MessageExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::send_back::restored;
 use super::{ConsumeResult, Handler, Inner, QueueState};
@@ -54,7 +54,11 @@ async fn process(
     let mut permit = Arc::new(permit);
     loop {
         *lock(&state.consumed_ms) = now_ms();
-        let work = handle(batch.iter().map(restored).collect());
+        let messages: Vec<MessageExt> = batch.iter().map(restored).collect();
+        let hooks = inner.client.hooks();
+        let hooked = hooks.before_consume(&inner.group, &state.queue, &messages);
+        let begun = Instant::now();
+        let work = handle(messages);
         // A task of its own, so that a panic ends the handler and nothing else. It shares the permit, so that a
         // handler of a queue that was given up counts as long as it runs.
         let held = permit.clone();
@@ -75,9 +79,12 @@ async fn process(
                 ConsumeResult::ReconsumeLater
             }
         };
+        let (succeeded, took) = (result == ConsumeResult::Success, begun.elapsed());
+        state.stats.handled(batch.len(), succeeded, took);
+        hooks.after_consume(&inner.group, &state.queue, &hooked, succeeded, took);
         let mut left = Vec::new();
         for message in batch {
-            if result == ConsumeResult::Success || inner.dispose(&state, &message, result).await {
+            if succeeded || inner.dispose(&state, &message, result).await {
                 state.finished(message.queue_offset);
             } else {
                 left.push(message);

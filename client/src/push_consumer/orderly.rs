@@ -97,7 +97,11 @@ impl Inner {
                 return state.discard();
             }
             *lock(&state.consumed_ms) = now_ms();
-            let work = handle(restored(&message));
+            let seen = restored(&message);
+            let hooks = self.client.hooks();
+            let hooked = hooks.before_consume(&self.group, &state.queue, std::slice::from_ref(&seen));
+            let begun = Instant::now();
+            let work = handle(seen);
             // A task of its own, so that a panic ends the handler and nothing else; it holds the permit too, so that a
             // shutdown waits for it whatever becomes of this task.
             let held = permit.clone();
@@ -110,6 +114,9 @@ impl Inner {
                 tracing::error!(%panic, topic = %state.queue.topic, "the handler panicked");
                 OrderlyResult::Suspend
             });
+            let (succeeded, took) = (result == OrderlyResult::Success, begun.elapsed());
+            state.stats.handled(1, succeeded, took);
+            hooks.after_consume(&self.group, &state.queue, &hooked, succeeded, took);
             let pause = match result {
                 // O3 is in `finished`.
                 OrderlyResult::Success => return state.finished(message.queue_offset),

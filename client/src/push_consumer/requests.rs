@@ -54,6 +54,10 @@ impl MemberRequests for Inner {
         ConsumerRunningInfo {
             mq_table: mq_table.collect(),
             properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
+            status_table: queues
+                .iter()
+                .map(|(queue, running)| (queue.topic.clone(), running.state.stats.status()))
+                .collect(),
             subscription_set: self.member.subscriptions.clone(),
             ..ConsumerRunningInfo::default()
         }

@@ -116,6 +116,7 @@ fn retry_outbound(
         message_id: message.message_id(),
         born_timestamp: now_ms(),
         batch: false,
+        messages: 1,
         reconsume_times: times,
         max_reconsume_times: Some(times_max),
     })

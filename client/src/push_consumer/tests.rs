@@ -240,3 +240,42 @@ async fn the_span_of_a_queue_is_bounded() {
     until(|| !consumer.inner.is_full(&lock(&state.process))).await;
     consumer.shutdown().await;
 }
+
+#[derive(Clone, Default)]
+struct Noted(Arc<Mutex<Vec<String>>>);
+
+impl crate::Hook for Noted {
+    fn before_consume(&self, event: &crate::ConsumeEvent<'_>) {
+        lock(&self.0).push(format!("before {}", event.messages[0].queue_offset));
+    }
+
+    fn after_consume(&self, event: &crate::ConsumeEvent<'_>, succeeded: bool, _: Duration) {
+        lock(&self.0).push(format!("after {} {succeeded}", event.messages[0].queue_offset));
+    }
+}
+
+#[tokio::test]
+async fn handlers_are_counted_and_hooked() {
+    for orderly in [false, true] {
+        let broker = group_broker(&["x", "fails"], ResponseCode::SUCCESS).await;
+        let name_server = name_server(&[("a", broker.address())]).await;
+        let noted = Noted::default();
+        let client = Client::builder(&*name_server.address()).hook(noted.clone());
+        let client = client.build().await.expect("a client");
+        let builder = builder(&client).concurrency(1).max_reconsume_times(0);
+        let handler = |message: MessageExt| async move {
+            if &*message.message.body == b"fails" { Err("on purpose") } else { Ok(()) }
+        };
+        let started =
+            if orderly { builder.start_orderly(handler).await } else { builder.start(handler).await };
+        let consumer = started.expect("a consumer");
+        until(|| lock(&noted.0).len() == 4).await;
+        consumer.shutdown().await;
+        assert_eq!(*lock(&noted.0), ["before 0", "after 0 true", "before 1", "after 1 false"]);
+        let metrics = client.metrics();
+        let of_topic = metrics.consumes.iter().find(|metrics| metrics.topic == "T").expect("metrics");
+        let counts = [of_topic.received, of_topic.received_bytes, of_topic.succeeded, of_topic.failed];
+        assert_eq!((&*of_topic.group, counts), (GROUP, [2, 6, 1, 1]));
+        assert_eq!((of_topic.receiving.count(), of_topic.handling.count()), (1, 2));
+    }
+}
