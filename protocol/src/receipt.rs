@@ -2,7 +2,7 @@
 //!
 //! Eight numbers and names, one space between two of them, told apart by their places:
 //!
-//!     startOffset popTime invisibleTime reviveQid flag brokerName queueId msgQueueOffset
+//!   startOffset popTime invisibleTime reviveQid flag brokerName queueId msgQueueOffset
 
 use std::fmt;
 

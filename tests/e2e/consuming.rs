@@ -118,7 +118,7 @@ async fn a_member_that_crashes_is_replaced_and_what_it_had_begun_comes_again() {
     let queues = topic(&sender, "Crashes", 2).await;
 
     let (crashing, mut crashed_handling, _hold) =
-        member(&crashing_client, "Crashes", |number| number % 5 == 0).await;
+        member(&crashing_client, "Crashes", |number| number.is_multiple_of(5)).await;
     until("all queues", async || crashing.assignment().len() > queues.len()).await;
     let (survivor, mut handling, _release) = member(&survivor_client, "Crashes", |_| false).await;
     // Four queues, and those of the retry topic, between two.
@@ -142,7 +142,7 @@ async fn a_member_that_crashes_is_replaced_and_what_it_had_begun_comes_again() {
     while handled.union(&begun).count() < 40 {
         handled.insert(next(&mut handling).await);
     }
-    let stuck = (0..40).filter(|number| number % 5 == 0);
+    let stuck = (0..40u32).filter(|number| number.is_multiple_of(5));
     assert!(stuck.into_iter().all(|number| handled.contains(&number)), "{handled:?}");
     until("the queues of both", async || {
         survivor.assignment().iter().filter(|queue| queue.topic == "Crashes").count() == 4

@@ -76,7 +76,7 @@ async fn member(
                     _ = handled.send(number);
                     released.wait_for(|released| *released).await.unwrap();
                 }
-                let fails = number % 7 == 0 && message.reconsume_times < 2;
+                let fails = number.is_multiple_of(7) && message.reconsume_times < 2;
                 // Lets others in, if they may.
                 tokio::task::yield_now().await;
                 order.end(&message, !fails);

@@ -248,3 +248,27 @@ fn request_modes() {
         r#"{"messageRequestModeMap":{"T":{"g":{"consumerGroup":"g","mode":"POP","popShareQueueNum":2,"topic":"T"}}}}"#
     );
 }
+
+/// Rates and times have names that no rule gives.
+#[test]
+fn what_a_consumer_tells_of_itself() {
+    let queue =
+        ProcessQueueInfo { cached_msg_size_in_mi_b: 1, commit_offset: 7, ..ProcessQueueInfo::default() };
+    let status = ConsumeStatus { consume_ok_tps: 1.5, pull_rt: 2.0, ..ConsumeStatus::default() };
+    let info = ConsumerRunningInfo {
+        mq_table: [(MessageQueue::new("T", "b", 0), queue)].into(),
+        status_table: [("T".to_owned(), status)].into(),
+        ..ConsumerRunningInfo::default()
+    };
+    let written = text(info.to_json());
+    for part in [
+        r#"{"brokerName":"b","queueId":0,"topic":"T"}:{"cachedMsgCount":0"#,
+        r#""cachedMsgSizeInMiB":1,"commitOffset":7,"droped":false"#,
+        r#""consumeFailedMsgs":0,"consumeFailedTPS":0"#,
+        r#""consumeOKTPS":1.5,"consumeRT":0"#,
+        r#""pullRT":2"#,
+    ] {
+        assert!(written.contains(part), "{part} is not in {written}");
+    }
+    assert_eq!(ConsumerRunningInfo::from_json(written.as_bytes()), Ok(info));
+}
