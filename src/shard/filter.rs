@@ -17,7 +17,7 @@ pub(super) enum Filter {
     All,
     /// Sorted. Two tags may share a code; the client compares the tags themselves.
     Tags(Vec<TagsCode>),
-    Sql(Sql),
+    Sql(Rc<Sql>),
 }
 
 /// Why an expression is no filter.
@@ -47,7 +47,7 @@ impl Filter {
             let expression = &subscription.sub_string;
             let excerpt = || expression.chars().take(200).collect();
             return Sql::compile(expression)
-                .map(Filter::Sql)
+                .map(|sql| Filter::Sql(Rc::new(sql)))
                 .map_err(|error| FilterError::Sql(error, excerpt()));
         }
         if !subscription.is_tag() {

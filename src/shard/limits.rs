@@ -42,6 +42,8 @@ pub const FIND_KEY_MAX: usize = 64;
 pub const FIND_UNIQUE_MAX: usize = 32;
 /// Pulls that may wait for messages.
 pub const HELD_PULLS_MAX: usize = 200_000;
+/// Pulls that waited and are answered in one turn; the others are answered in the next ones.
+pub const HOLD_ANSWERS_MAX: usize = 1024;
 /// Longest SQL filter.
 pub const SQL_BYTES_MAX: usize = 32 << 10;
 /// Parts of an SQL filter: constants, properties, operators. A list of IN is one.

@@ -210,6 +210,7 @@ impl Shard {
     /// A turn begins: the time, until the next one.
     pub fn begin_turn(&mut self, now: Time) {
         self.now = now;
+        self.holds.begin_turn();
     }
 
     /// A frame has arrived. What it asks for happens now; the answer may take a while.
@@ -268,7 +269,7 @@ impl Shard {
 
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
-        self.expire_holds(fx);
+        self.answer_holds(fx);
         self.deliver_due(fx);
         self.write_checkpoint();
         self.seal_segments(fx);
@@ -300,10 +301,8 @@ impl Shard {
         let checkpoint = goes_on.map(|pause_ms| self.now.monotonic_ms + pause_ms);
         let due = self.delays.wake_ms().filter(|_| is_alive);
         let due = due.map(|ms| self.now.monotonic_ms + ms.saturating_sub(self.now.wall_ms).max(0));
-        [self.holds.next_deadline_ms(), self.flush_offsets_at_ms, scan, checkpoint, due]
-            .into_iter()
-            .flatten()
-            .min()
+        let hold = self.holds.next_deadline_ms(self.now.monotonic_ms);
+        [hold, self.flush_offsets_at_ms, scan, checkpoint, due].into_iter().flatten().min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.

@@ -10,7 +10,7 @@
 use super::cold::{LogRange, Purpose};
 use super::effects::{Effects, ReplyTo};
 use super::filter::Filter;
-use super::hold::Pull;
+use super::hold::{AtQueue, HoldId, Pull};
 use super::limits::{
     HELD_PULLS_MAX, HOLD_MS_MAX, PULL_BYTES_MAX, PULL_MESSAGES_MAX, PULL_SCAN_MAX, SEALED_SCAN_MAX,
     SQL_WORK_MAX,
@@ -26,7 +26,7 @@ use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::message::{StoredMessage, messages};
 use ringmq_protocol::name::RETRY_GROUP_TOPIC_PREFIX;
 use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
-use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, TagsCode};
 use ringmq_storage::{Entry, Missing, QueueIx, SealedEntry};
 use std::rc::Rc;
 
@@ -204,38 +204,41 @@ impl Shard {
 
     /// 5. Messages of a queue have become visible: who waits for one of them gets it.
     pub(super) fn wake(&mut self, queue: QueueIx, fx: &mut Effects) {
-        if !self.holds.is_any_at(queue) {
-            return;
-        }
-        let max = self.queues[queue.0 as usize].visible;
-        for id in self.holds.at(queue) {
-            let pull = self.holds.get(id).expect("listed at its queue");
-            let is_wanted = self.wants_any(&pull.filter, queue, pull.scanned, max);
-            if is_wanted {
-                let pull = self.holds.take(id).expect("listed at its queue");
-                self.evaluate(Pull { hold_until_ms: None, ..pull }, fx);
-            } else {
-                self.holds.get_mut(id).expect("listed at its queue").scanned = max;
-            }
-        }
+        let Some(at) = self.holds.waiting_at(queue) else { return };
+        let visible = self.queues[queue.0 as usize].visible;
+        let wanted_by = self.who_wants(queue, at, visible);
+        self.holds.on_offered(queue, visible, wanted_by);
+        self.answer_holds(fx);
     }
 
-    /// Whether a message of a queue may be wanted.
-    fn wants_any(&self, filter: &Filter, queue: QueueIx, from: QueueOffset, to: QueueOffset) -> bool {
-        let mut entries = self.index.entries(queue, from, to);
-        match filter {
-            Filter::All => true,
-            Filter::Tags(_) => entries.any(|(_, entry)| filter.may_match(entry.tags_code)),
+    /// The pulls that want one of the new messages of a queue, oldest first.
+    fn who_wants(&self, queue: QueueIx, at: &AtQueue, to: QueueOffset) -> Vec<HoldId> {
+        let mut ids: Vec<HoldId> = at.any.iter().copied().collect();
+        if !at.is_choosy() {
+            return ids;
+        }
+        let entries = || self.index.entries(queue, at.offered, to).map(|(_, entry)| entry);
+        if at.waits_for_tags() {
+            let mut codes: Vec<TagsCode> = entries().map(|entry| entry.tags_code).collect();
+            codes.sort_unstable();
+            codes.dedup();
+            ids.extend(codes.into_iter().flat_map(|code| at.of_tag(code)));
+        }
+        for (sql, waiting) in &at.sql {
             // What is not in memory any more is read, and decided then.
-            Filter::Sql(sql) => {
-                entries.any(|(_, entry)| self.evaluate_sql(sql, entry).is_none_or(|(is_wanted, _)| is_wanted))
+            let may_want = |entry| self.evaluate_sql(sql, entry).is_none_or(|(is_wanted, _)| is_wanted);
+            if entries().any(may_want) {
+                ids.extend(waiting);
             }
         }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
-    /// 5a. Pulls whose time is over are answered with what there is.
-    pub(super) fn expire_holds(&mut self, fx: &mut Effects) {
-        while let Some(pull) = self.holds.take_expired(self.now.monotonic_ms) {
+    /// 5a. Pulls that were woken, and those whose time is over, are answered with what there is.
+    pub(super) fn answer_holds(&mut self, fx: &mut Effects) {
+        while let Some(pull) = self.holds.take_due(self.now.monotonic_ms) {
             self.evaluate(Pull { hold_until_ms: None, ..pull }, fx);
         }
     }

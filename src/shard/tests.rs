@@ -2,6 +2,7 @@
 
 mod delay;
 mod filters;
+mod holds;
 mod retry;
 mod segments;
 
