@@ -199,7 +199,8 @@ impl Zeroing {
             let _ = ringmq_ring::pin_current_thread(core);
             for wanted in inbox {
                 let result = prepare(&directory, wanted, segment_bytes);
-                if outbox.send(result.map(|()| wanted).map_err(|error| error.to_string())).is_err() {
+                let result = result.map(|to| Prepare { to, ..wanted }).map_err(|error| error.to_string());
+                if outbox.send(result).is_err() {
                     return;
                 }
                 waker.wake();

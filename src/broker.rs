@@ -235,6 +235,8 @@ fn log_config(config: &Config, data: &DataDir, shard: u16) -> Result<LogConfig, 
         tail_bytes_hard_max: config.tail_bytes.saturating_mul(2),
         staged_bytes_max: config.tail_bytes / 2,
         pad_blocks: config.pad_blocks,
+        // Not many segments ahead where they are small.
+        prepare_ahead_bytes: base.prepare_ahead_bytes.min(data.segment_bytes()),
         ..base
     };
     log.validate()

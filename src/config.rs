@@ -80,8 +80,8 @@ pub struct Settings {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     #[serde(default, deserialize_with = "duration_or_none")]
     retention_time: Option<Duration>,
-    /// Room that messages may take on the disk, all shards together, like 100GiB; the oldest go first, and 64 MiB ahead of
-    /// each shard's log come on top [default: no limit]
+    /// Room that the files of the log may take on the disk, all shards together, like 100GiB; the oldest messages go first
+    /// [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
     retention_size: Option<u64>,

@@ -84,8 +84,8 @@ impl SegmentStore for SimStore {
 }
 
 enum Due {
-    /// The zeros are written; now they become durable.
-    Zeroed(Prepare),
+    /// The zeros are written, or the file has its new name; now that becomes durable.
+    Prepared(Prepare),
     PrepareAgain,
     Registered(u64),
     Seal,
@@ -159,7 +159,7 @@ impl Housekeeping {
             && entry.key().0 <= now
         {
             match entry.remove() {
-                Due::Zeroed(prepare) => {
+                Due::Prepared(prepare) => {
                     if !self.forgets_to_sync {
                         self.disk.sync_file(&segment_path(prepare.segment)).expect("it was made");
                         self.disk.sync_dir(Path::new(LOG_DIR));
@@ -195,10 +195,10 @@ impl Housekeeping {
         }
         while let Ok(message) = self.inbox.try_recv() {
             match message {
-                FromShard::Prepare(prepare) => match self.zero(prepare) {
-                    Ok(()) => {
+                FromShard::Prepare(prepare) => match self.prepare(prepare) {
+                    Ok(prepared) => {
                         let at = now + self.random.below(self.slowest);
-                        self.later(at, Due::Zeroed(prepare));
+                        self.later(at, Due::Prepared(prepared));
                     }
                     Err(error) => {
                         self.tell(ToShard::PrepareFailed { reason: error.to_string() });
@@ -227,15 +227,36 @@ impl Housekeeping {
         }
     }
 
-    fn zero(&self, prepare: Prepare) -> io::Result<()> {
+    /// As `ringmq_storage::prepare`; a spare is a copy of the first segment, for the simulated log keeps all of its own.
+    fn prepare(&mut self, prepare: Prepare) -> io::Result<Prepare> {
         let path = segment_path(prepare.segment);
         if !self.disk.exists(&path) {
+            if prepare.segment.0 > 0 && self.random.below(2) == 0 {
+                return self.recycle(prepare.segment);
+            }
             self.disk.create(&path)?;
         }
         if self.disk.len(&path)? < self.log.segment_bytes {
             self.disk.set_len(&path, self.log.segment_bytes)?;
         }
-        self.disk.zero_range(&path, prepare.from, prepare.to)
+        self.disk.zero_range(&path, prepare.from, prepare.to)?;
+        Ok(prepare)
+    }
+
+    fn recycle(&self, segment: SegmentBase) -> io::Result<Prepare> {
+        let segment_bytes = self.log.segment_bytes;
+        let mut contents = vec![0; usize::try_from(segment_bytes).map_err(io::Error::other)?];
+        self.disk.read_at(&segment_path(SegmentBase(0)), 0, &mut contents)?;
+        let spare = Path::new(LOG_DIR).join("0.spare");
+        if self.disk.exists(&spare) {
+            self.disk.remove(&spare)?;
+        }
+        self.disk.create(&spare)?;
+        self.disk.set_len(&spare, segment_bytes)?;
+        self.disk.write_at(&spare, 0, &contents)?;
+        self.disk.sync_file(&spare)?;
+        self.disk.rename(&spare, &segment_path(segment))?;
+        Ok(Prepare { segment, from: 0, to: segment_bytes })
     }
 
     fn hear(&mut self, error: bool, line: String) {

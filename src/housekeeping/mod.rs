@@ -86,8 +86,8 @@ pub async fn run(
         .run_until(async {
             let registrar = Registrar::start(&shards, name_servers, cluster_name);
             // Segments are prepared while the first registration is under way: a shard may wait for them.
-            let serving = serve(&shards, &registrar, &notify);
-            tokio::pin!(serving, stop);
+            let mut serving = Box::pin(serve(&shards, &registrar, &notify));
+            tokio::pin!(stop);
             tokio::select! {
                 unreachable = registrar.first_round() => ready(&unreachable),
                 ended = &mut serving => return Err(ended),
@@ -96,6 +96,8 @@ pub async fn run(
                 () = &mut stop => {}
                 ended = &mut serving => return Err(ended),
             }
+            // It waits to be notified as well, and would take from `all_ended` what tells that a shard has ended.
+            drop(serving);
             registrar.unregister().await;
             for shard in shards.iter() {
                 shard.tell(ToShard::Stop);
@@ -174,7 +176,7 @@ async fn prepare_segment(shards: Rc<[ShardLink]>, index: usize, prepare: ringmq_
     let result =
         done.map_err(|error| error.to_string()).and_then(|result| result.map_err(|error| error.to_string()));
     match result {
-        Ok(()) => shard.tell(ToShard::Prepared { segment: prepare.segment, to: prepare.to }),
+        Ok(to) => shard.tell(ToShard::Prepared { segment: prepare.segment, to }),
         Err(reason) => {
             log(
                 true,

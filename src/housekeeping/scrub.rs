@@ -4,7 +4,8 @@
 //!   round: list ─▶ oldest sealed segment, a piece at a time ─▶ its index, page by page ─▶ next ─▶ … ─▶ figures, rest
 //!
 //! Z1  Only sealed segments are read: nothing writes to them, so whatever is not right there is damage.
-//! Z2  No file is held between two pieces: a segment that retention deletes gives its room back.
+//! Z2  No file is held between two pieces: a segment that retention deletes gives its room back. Nothing is said of what was
+//!     read in a file that has another name by then: it may have become a new segment.
 //! Z3  A damaged place is said once in a run of the broker. A damaged index is also written anew.
 
 use super::segments::Job;
@@ -141,6 +142,9 @@ impl Scrub<'_> {
                 }
             };
             self.count(piece.bytes);
+            if !piece.gaps.is_empty() && !segment_path(&self.files.directory, base).exists() {
+                return false;
+            }
             for damage in piece.gaps {
                 self.figures.damaged += 1;
                 if self.said.insert(Said::Damaged(damage.position)) {

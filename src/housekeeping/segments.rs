@@ -1,19 +1,23 @@
-//! Files of full segments: their indexes are written here, and the oldest segments go when they are due.
+//! Files of full segments: their indexes are written here, and the oldest segments go when they are due. The file of one
+//! that goes is kept as a spare for the log to grow into, as far as there is room for that.
 //!
 //!   shard ──Seal, Rebuild, Released, Kept──▶ one worker a shard, in order ──Sealed, Rebuilt, Release──▶ shard
 //!
 //! H1  A segment goes only after its shard has said `Released`, and its index goes before it.
 //! H2  What cannot be written is tried again until it can be; the shard keeps it in memory until then.
+//! H3  With a budget for room, a segment goes before the log takes another one: all files together take no more than that, unless
+//!     what may not go does, or for a moment an index that was just written.
 
 use super::{RETRY, ShardLink, log};
 use crate::driver::ToShard;
 use ringmq_protocol::types::StoreTimestamp;
 use ringmq_storage::{
     ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex,
-    rebuild_index, remove_segment, seal,
+    rebuild_index, remove_segment, remove_spare, seal, shard_use,
 };
 use std::collections::VecDeque;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,7 +32,7 @@ const RETENTION_CHECK: Duration = Duration::from_secs(10);
 pub struct Retention {
     /// A segment is due when its last message is older.
     pub age: Duration,
-    /// The oldest segment is due while the shard's files take more.
+    /// The oldest segment is due while the shard's files, with the next segment, take more.
     pub bytes: Option<u64>,
     /// Also what an online group has still to consume goes when it is due.
     pub forced: bool,
@@ -47,12 +51,11 @@ pub(super) enum Job {
 struct Sealed {
     base: SegmentBase,
     last_timestamp: StoreTimestamp,
-    index_bytes: u64,
 }
 
 impl Sealed {
     fn of(header: &IndexHeader) -> Self {
-        Sealed { base: header.base, last_timestamp: header.last_timestamp, index_bytes: header.file_bytes() }
+        Sealed { base: header.base, last_timestamp: header.last_timestamp }
     }
 }
 
@@ -90,7 +93,7 @@ impl Keeper<'_> {
                 }
                 _ = check.tick() => {}
             }
-            self.ask_for_release();
+            self.ask_for_release().await;
         }
     }
 
@@ -155,12 +158,21 @@ impl Keeper<'_> {
     }
 
     async fn remove(&mut self, segment: SegmentBase) {
-        let directory = self.shard.directory.clone();
-        let done = spawn_blocking(move || remove_segment(&directory, segment)).await;
+        let (directory, segment_bytes) = (self.shard.directory.clone(), self.shard.log.segment_bytes);
+        let budget = self.shard.retention.bytes;
+        let done = spawn_blocking(move || {
+            let may_keep = match budget {
+                Some(budget) => shard_use(&directory)?.bytes <= budget,
+                None => true,
+            };
+            remove_segment(&directory, segment, segment_bytes, may_keep)
+        });
         let name = &self.shard.broker_name;
-        match done.map_err(io::Error::other).and_then(|done| done) {
-            Ok(()) => {
-                log(false, &format!("{name}: segment {segment} was deleted: {}", self.shard.retention.why()))
+        match done.await.map_err(io::Error::other).and_then(|done| done) {
+            Ok(is_kept) => {
+                let file = if is_kept { "; its file will be used again" } else { "" };
+                let why = self.shard.retention.why();
+                log(false, &format!("{name}: segment {segment} was deleted: {why}{file}"));
             }
             // Not in the way of anything; the next start finds it and treats it as the oldest segment.
             Err(error) => log(true, &format!("{name}: segment {segment} cannot be deleted: {error}")),
@@ -169,23 +181,28 @@ impl Keeper<'_> {
         self.sealed.retain(|sealed| sealed.base != segment);
     }
 
-    fn ask_for_release(&mut self) {
-        let Some(oldest) = self.sealed.front().filter(|_| self.asked.is_none()) else { return };
+    async fn ask_for_release(&mut self) {
+        let Some(oldest) = self.sealed.front().copied().filter(|_| self.asked.is_none()) else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stored = Duration::from_millis(u64::try_from(oldest.last_timestamp.0).unwrap_or(0));
         let retention = self.shard.retention;
-        if now.saturating_sub(stored) > retention.age
-            || retention.bytes.is_some_and(|bytes| self.bytes() > bytes)
-        {
+        let is_old = now.saturating_sub(stored) > retention.age;
+        if is_old || self.is_short_of_room().await {
             self.asked = Some(oldest.base);
             self.shard.tell(ToShard::Release { segment: oldest.base, forced: retention.forced });
         }
     }
 
-    /// Bytes of all files, the segment being written included.
-    fn bytes(&self) -> u64 {
-        let indexes: u64 = self.sealed.iter().map(|sealed| sealed.index_bytes).sum();
-        (self.sealed.len() as u64 + 1) * self.shard.log.segment_bytes + indexes
+    /// Whether a segment has to go for the files, and the next one of the log, to fit the budget. Spares go first.
+    async fn is_short_of_room(&self) -> bool {
+        let Some(budget) = self.shard.retention.bytes else { return false };
+        let (directory, segment_bytes) = (self.shard.directory.clone(), self.shard.log.segment_bytes);
+        let done = spawn_blocking(move || is_short_of_room(&directory, budget, segment_bytes)).await;
+        done.map_err(io::Error::other).and_then(|done| done).unwrap_or_else(|error| {
+            let name = &self.shard.broker_name;
+            log(true, &format!("{name}: what the files take cannot be told, will try again: {error}"));
+            false
+        })
     }
 
     fn log_config(&self) -> LogConfig {
@@ -195,6 +212,16 @@ impl Keeper<'_> {
     fn store(&self) -> FsStore {
         FsStore::new(self.shard.directory.clone())
     }
+}
+
+fn is_short_of_room(directory: &Path, budget: u64, segment_bytes: u64) -> io::Result<bool> {
+    let mut found = shard_use(directory)?;
+    while found.bytes > budget && remove_spare(directory)? {
+        found = shard_use(directory)?;
+    }
+    // What is released early is there as a spare when the log needs it.
+    let next = if found.spares > 0 { 0 } else { segment_bytes };
+    Ok(found.bytes + next > budget)
 }
 
 impl Retention {

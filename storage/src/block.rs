@@ -22,6 +22,7 @@ pub const BLOCK_ALIGN: usize = 8;
 /// No block is longer than this, whatever a header says; recovery never allocates more for one.
 pub const BLOCK_BYTES_LIMIT: u32 = 64 << 20;
 
+const POSITION_AT: usize = 8;
 const CRC_AT: usize = 44;
 const _: () = assert!(CRC_AT + 4 == HEADER_BYTES && HEADER_BYTES.is_multiple_of(BLOCK_ALIGN));
 
@@ -93,7 +94,7 @@ impl BlockHeader {
         block[4] = BLOCK_VERSION;
         block[5] = 0;
         block[6..8].copy_from_slice(&self.shard.to_le_bytes());
-        block[8..16].copy_from_slice(&self.position.0.to_le_bytes());
+        block[POSITION_AT..POSITION_AT + 8].copy_from_slice(&self.position.0.to_le_bytes());
         block[16..20].copy_from_slice(&self.payload_bytes.to_le_bytes());
         block[20..24].copy_from_slice(&self.record_count.to_le_bytes());
         block[24..32].copy_from_slice(&self.store_timestamp.0.to_le_bytes());
@@ -120,7 +121,7 @@ impl BlockHeader {
         }
         let found = BlockHeader {
             shard: u16::from_le_bytes([header[6], header[7]]),
-            position: PhysicalOffset(u64_at(8)),
+            position: PhysicalOffset(u64_at(POSITION_AT)),
             payload_bytes: u32_at(16),
             record_count: u32_at(20),
             store_timestamp: StoreTimestamp(u64_at(24) as i64), // the same 64 bits
@@ -139,6 +140,18 @@ impl BlockHeader {
             return Err(BlockError::Length(found.block_bytes()));
         }
         Ok(found)
+    }
+
+    /// Reads a header that must be the one that `place` had when its file was an older segment of this log.
+    pub(crate) fn read_older(
+        bytes: &[u8],
+        identity: LogIdentity,
+        place: u64,
+        segment_bytes: u64,
+    ) -> Option<BlockHeader> {
+        let position = u64::from_le_bytes(*bytes.get(POSITION_AT..)?.first_chunk()?);
+        let is_older = position < place && (place - position).is_multiple_of(segment_bytes);
+        if is_older { Self::read(bytes, identity, PhysicalOffset(position)).ok() } else { None }
     }
 
     /// The block of bytes that `verify` was content with, or that never left the memory.

@@ -28,9 +28,9 @@ pub struct LogConfig {
     pub pad_blocks: bool,
     /// Most writes in flight.
     pub writes_in_flight_max: usize,
-    /// Segments are zeroed ahead in steps of at most this, a multiple of 1 MiB.
+    /// Segments are prepared ahead in steps of at most this, a multiple of 1 MiB.
     pub prepare_step_bytes: u64,
-    /// Zeroing goes on until this much is ready.
+    /// That goes on until this much is ready.
     pub prepare_ahead_bytes: u64,
 }
 
@@ -62,6 +62,12 @@ impl Default for LogConfig {
 impl LogConfig {
     pub fn identity(&self) -> LogIdentity {
         LogIdentity { shard: self.shard, log_id: self.log_id }
+    }
+
+    /// No write reaches farther than this from the end of the durable part, as long as it stays in the segment: what may be staged, with
+    /// the header and the sector of the last block. Also more than a client can make the log hold in one piece.
+    pub(crate) fn ahead_of_durable_bytes_max(&self) -> u64 {
+        self.staged_bytes_max + u64::from(self.chunk_bytes)
     }
 
     /// What is wrong with the sizes, in one line that names the setting.

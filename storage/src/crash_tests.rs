@@ -1,5 +1,5 @@
-//! Thousands of random lives of a log: appends, writes that end in any order, crashes that leave any mixture of the
-//! sectors under way, recoveries, recoveries that are interrupted, and damage.
+//! Thousands of random lives of a log: appends, writes that end in any order, segments made of old ones, crashes that leave any
+//! mixture of the sectors under way, recoveries, recoveries that are interrupted, and damage.
 //!
 //! After each recovery
 //!   - the records visited are those appended, in order, without a gap, and all that were acknowledged are among them;
@@ -13,7 +13,16 @@ use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use crate::config::LogConfig;
 use crate::log::{AppendError, BlockSeq, CommitLog, Prepare};
 use crate::recover::{Damage, Recovered};
+use crate::segment::SegmentBase;
 use crate::testing::{Disk, Random, Seen, body, recover_all, small_config};
+
+/// What is being prepared, and how.
+#[derive(Clone, Copy)]
+enum Room {
+    Zeros(Prepare),
+    /// A file that was another segment has become this one.
+    Recycled(SegmentBase),
+}
 
 struct Life {
     config: LogConfig,
@@ -23,7 +32,7 @@ struct Life {
     /// Everything appended that no crash has cut off, with its block.
     history: Vec<(Seen, BlockSeq)>,
     acknowledged: usize,
-    preparing: Option<Prepare>,
+    preparing: Option<Room>,
     prepared: u64,
     next_id: u64,
     now: i64,
@@ -128,36 +137,72 @@ impl Life {
     }
 
     fn prepare(&mut self) {
-        if let Some(wanted) = self.preparing.take() {
-            self.disk.zero(wanted, self.config.segment_bytes);
-            self.log.on_prepared(wanted.segment, wanted.to);
-            self.prepared = wanted.segment.0 + wanted.to;
+        match self.preparing.take() {
+            Some(Room::Zeros(wanted)) => {
+                self.disk.zero(wanted, self.config.segment_bytes);
+                self.prepared(wanted.segment, wanted.to);
+            }
+            Some(Room::Recycled(segment)) => self.prepared(segment, self.config.segment_bytes),
+            None => {}
         }
-        self.preparing = self.log.prepare_wanted();
-        let Some(wanted) = self.preparing else { return };
-        assert!(
-            wanted.segment.0 + wanted.from >= self.log.durable().0,
-            "zeros never reach what was acknowledged"
-        );
-        if !self.disk.segments.contains_key(&wanted.segment.0) {
-            // A recycled segment: full of blocks of another time.
-            let recycled = self.disk.segments.values().next().cloned();
-            let fresh = || vec![0; self.config.segment_bytes as usize];
-            self.disk.segments.insert(wanted.segment.0, recycled.unwrap_or_else(fresh));
+        let Some(wanted) = self.log.prepare_wanted() else { return };
+        assert!(wanted.segment.0 + wanted.from >= self.log.durable().0, "what was acknowledged stays");
+        let is_new = !self.disk.segments.contains_key(&wanted.segment.0);
+        let room = if is_new && wanted.from == 0 && self.random.chance(70) {
+            let contents = self.old_contents();
+            self.disk.segments.insert(wanted.segment.0, contents);
+            Room::Recycled(wanted.segment)
+        } else {
+            Room::Zeros(wanted)
+        };
+        self.preparing = Some(room);
+    }
+
+    fn prepared(&mut self, segment: SegmentBase, to: u64) {
+        self.log.on_prepared(segment, to);
+        self.prepared = segment.0 + to;
+    }
+
+    /// What a file can hold that was an older segment: all of what is in one now, at the places where it is; and some of it
+    /// from longer ago, or rotten.
+    fn old_contents(&mut self) -> Vec<u8> {
+        let segments: Vec<u64> = self.disk.segments.keys().copied().collect();
+        if segments.is_empty() {
+            return (0..self.config.segment_bytes).map(|_| self.random.number() as u8).collect();
         }
+        let mut contents = self.disk.segments[&self.random.one_of(&segments)].clone();
+        for _ in 0..self.random.below(3) {
+            let other = self.random.one_of(&segments);
+            let from = self.random.below(self.config.segment_bytes) as usize;
+            let len = (self.random.below(300_000) as usize).min(contents.len() - from);
+            if self.random.chance(50) {
+                contents[from..from + len].copy_from_slice(&self.disk.segments[&other][from..from + len]);
+            } else {
+                contents[from..from + len].fill_with(|| self.random.number() as u8);
+            }
+        }
+        contents
     }
 
     fn crash_and_recover(&mut self) {
         self.crashes += 1;
         self.disk.crash(&mut self.random);
-        if let Some(wanted) = self.preparing.take() {
-            // Zeroing was under way.
-            let percent = [0, 30, 100][self.random.below(3) as usize];
-            for from in (wanted.from..wanted.to).step_by(4096) {
-                if self.random.chance(percent) {
-                    self.disk.zero(Prepare { from, to: from + 4096, ..wanted }, self.config.segment_bytes);
+        match self.preparing.take() {
+            Some(Room::Zeros(wanted)) => {
+                // Zeroing was under way.
+                let percent = [0, 30, 100][self.random.below(3) as usize];
+                for from in (wanted.from..wanted.to).step_by(4096) {
+                    if self.random.chance(percent) {
+                        self.disk
+                            .zero(Prepare { from, to: from + 4096, ..wanted }, self.config.segment_bytes);
+                    }
                 }
             }
+            // The name was not durable yet.
+            Some(Room::Recycled(segment)) if self.random.chance(50) => {
+                self.disk.segments.remove(&segment.0);
+            }
+            Some(Room::Recycled(_)) | None => {}
         }
         let (recovered, report, seen) = recover_all(&mut self.disk, &self.config);
         assert_eq!(report.damaged, [], "a crash is not damage");

@@ -4,18 +4,25 @@
 //!   <root>/ringmq.json       what the directory is: written once, aside, synced, renamed
 //!   <root>/shard-00/         segments of shard 0, one file each, named by the position of its first byte
 //!
+//!   released segment ─▶ spare ─▶ the next segment that is needed, prepared over its whole length at once
+//!
+//! Invariants (docs/format.md says what rests on them)
+//!   P1  a spare becomes only a segment behind the one that it was: no block in it is right at its new place
+//!   P2  no file that another directory shares is written over
+//!   P3  whatever was a segment when the log was opened is filled with zeros before it is written behind the log's end
+//!
 //! Functions here block; they are for start and for the housekeeping thread.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -34,6 +41,11 @@ const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
 /// A killed broker's writes can outlive it by a moment, and with them its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const INDEX_ASIDE_SUFFIX: &str = ".index.new";
+const SPARE_SUFFIX: &str = ".spare";
+/// Spares of a shard. A log uses one for each that retention gives it; the second is for when they come in pairs.
+const SPARES_MAX: usize = 2;
+/// Unit of `st_blocks`.
+const ALLOCATED_UNIT: u64 = 512;
 /// Zeros are written in pieces. Large ones cost least; but through the page cache each keeps the log's own writes to the
 /// file waiting.
 const ZEROS_BYTES: usize = 4 << 20;
@@ -271,13 +283,17 @@ fn has_segments(dir: &Path) -> bool {
     names.into_iter().any(|entry| entry.file_name().to_str().and_then(SegmentBase::from_file_name).is_some())
 }
 
-/// Fills a stretch of a segment's file with zeros and makes them durable; makes the file, at its full size, if need be.
-/// For the housekeeping thread. An error leaves the log as it was: it may be tried again.
+/// Makes a stretch of a segment's file ready to be written, durably; makes the file, at its full size, if need be. Answers
+/// up to where it is ready: a new segment that is made of a spare is so at once and as a whole, anything else is
+/// filled with zeros as far as was asked. For the housekeeping thread. An error leaves the log as it was: it may be tried again.
 ///
 /// Past the page cache where the file system can do that: pages that it kept would have to be thrown out by each direct
 /// write of the log, which for that reason would go to a kernel worker thread.
-pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Result<()> {
+pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Result<u64> {
     let path = segment_path(shard_dir, wanted.segment);
+    if wanted.from == 0 && !path.try_exists()? && use_spare(shard_dir, wanted.segment, segment_bytes)? {
+        return Ok(segment_bytes);
+    }
     let open =
         |flags| OpenOptions::new().create(true).truncate(false).write(true).custom_flags(flags).open(&path);
     let (file, piece_bytes) = match open(libc::O_DIRECT) {
@@ -300,18 +316,127 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     }
     // Also the directory, each time: a run that was killed may have made the file and not come so far.
     file.sync_all()?;
-    sync_dir(shard_dir)
+    sync_dir(shard_dir)?;
+    Ok(wanted.to)
 }
 
-/// Deletes a segment, and its index before it: an index without its segment is a loss, and would be reported as one.
-pub fn remove_segment(shard_dir: &Path, segment: SegmentBase) -> io::Result<()> {
-    for path in [index_path(shard_dir, segment), segment_path(shard_dir, segment)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => sync_dir(shard_dir)?,
+/// Gives a spare the name of a segment that does not exist; false if there is none that may be used.
+fn use_spare(shard_dir: &Path, segment: SegmentBase, segment_bytes: u64) -> io::Result<bool> {
+    let path = segment_path(shard_dir, segment);
+    for former in spares(shard_dir)? {
+        if former >= segment {
+            // P1: of another history of this log, as when older files were copied back over it.
+            fs::remove_file(spare_path(shard_dir, former))?;
+            continue;
         }
+        fs::rename(spare_path(shard_dir, former), &path)?;
+        if is_reusable(&path, segment_bytes)? {
+            // Pages that whoever read the segment has left in the cache: see `prepare`.
+            let _ = rustix::fs::fadvise(File::open(&path)?, 0, None, Advice::DontNeed);
+            sync_dir(shard_dir)?;
+            return Ok(true);
+        }
+        fs::remove_file(&path)?;
     }
-    Ok(())
+    Ok(false)
+}
+
+/// Takes a segment out of the log, and its index before it: an index without its segment is a loss, and would be reported as
+/// one. True if its file was kept as a spare; never if `may_keep` is false, if there are enough, or if writing over it would
+/// save nothing or change what somebody else has linked.
+pub fn remove_segment(
+    shard_dir: &Path,
+    segment: SegmentBase,
+    segment_bytes: u64,
+    may_keep: bool,
+) -> io::Result<bool> {
+    remove_if_there(&index_path(shard_dir, segment))?;
+    sync_dir(shard_dir)?;
+    let (path, spare) = (segment_path(shard_dir, segment), spare_path(shard_dir, segment));
+    let is_kept = may_keep && spares(shard_dir)?.len() < SPARES_MAX;
+    if !is_kept {
+        remove_if_there(&path)?;
+        sync_dir(shard_dir)?;
+        return Ok(false);
+    }
+    match fs::rename(&path, &spare) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    }
+    // P2: only now, for nobody links a segment any more that has another name.
+    let is_kept = is_reusable(&spare, segment_bytes)?;
+    if !is_kept {
+        fs::remove_file(&spare)?;
+    }
+    sync_dir(shard_dir)?;
+    Ok(is_kept)
+}
+
+/// Deletes the oldest spare; false if there is none.
+pub fn remove_spare(shard_dir: &Path) -> io::Result<bool> {
+    let Some(oldest) = spares(shard_dir)?.into_iter().next() else { return Ok(false) };
+    fs::remove_file(spare_path(shard_dir, oldest))?;
+    sync_dir(shard_dir)?;
+    Ok(true)
+}
+
+/// What the files of a shard take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardUse {
+    /// Lengths of all files, also where a segment has no room on the disk yet.
+    pub bytes: u64,
+    pub spares: usize,
+}
+
+/// Looks at all files in the folder of a shard.
+pub fn shard_use(shard_dir: &Path) -> io::Result<ShardUse> {
+    let mut found = ShardUse::default();
+    for entry in fs::read_dir(shard_dir)? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        if !metadata.is_file() {
+            continue;
+        }
+        found.bytes += metadata.len();
+        found.spares += usize::from(entry.file_name().to_str().and_then(spare_of).is_some());
+    }
+    Ok(found)
+}
+
+fn spare_path(shard_dir: &Path, former: SegmentBase) -> PathBuf {
+    shard_dir.join(format!("{former}{SPARE_SUFFIX}"))
+}
+
+fn spare_of(name: &str) -> Option<SegmentBase> {
+    name.strip_suffix(SPARE_SUFFIX).and_then(SegmentBase::from_file_name)
+}
+
+/// The segments that the spares were, oldest first.
+fn spares(shard_dir: &Path) -> io::Result<Vec<SegmentBase>> {
+    let mut spares = Vec::new();
+    for entry in fs::read_dir(shard_dir)? {
+        spares.extend(entry?.file_name().to_str().and_then(spare_of));
+    }
+    spares.sort_unstable();
+    Ok(spares)
+}
+
+/// Whether the file is ours alone, and has room on the disk for the whole of a segment: only then writing over it saves
+/// zeroing. Not on file systems that compress, or write elsewhere what is written over.
+fn is_reusable(path: &Path, segment_bytes: u64) -> io::Result<bool> {
+    let found = fs::metadata(path)?;
+    let has_room = found.len() == segment_bytes && found.blocks() * ALLOCATED_UNIT >= segment_bytes;
+    Ok(has_room && found.nlink() == 1)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Segment files of one shard, read past the page cache where the file system can do that: after a failed sync the

@@ -11,7 +11,7 @@
 //!   indexes      those files: opened, written, rebuilt
 //!   recover      from files to all of the above
 //!   scan         the same files for those who only look: block by block, and an index held to its log
-//!   data_dir     the files themselves: directory, lock, metadata, zeroing ahead
+//!   data_dir     the files themselves: directory, lock, metadata, room ahead of the log
 //!   memory_store the same in memory, for whoever wants no disk
 //!   chunks       a list that grows without copying
 //!   config       every size and limit
@@ -42,8 +42,8 @@ mod testing;
 
 pub use config::{LogConfig, SEGMENT_BYTES_MAX};
 pub use data_dir::{
-    DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, Wanted, index_path, prepare, remove_segment,
-    segment_path,
+    DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, ShardUse, Wanted, index_path, prepare,
+    remove_segment, remove_spare, segment_path, shard_use,
 };
 pub use indexes::{Indexes, keys_of, open_indexes, push_message, rebuild_index, seal};
 pub use key_table::{KeyHash, TopicHash};

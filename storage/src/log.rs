@@ -86,7 +86,7 @@ pub struct DurableAdvance {
     pub position: PhysicalOffset,
 }
 
-/// Zeros wanted: `from..to` of a segment's file, durable before `on_prepared` is called.
+/// Room wanted: `from..to` of a segment's file, ready before `on_prepared` is called (`data_dir::prepare`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prepare {
     pub segment: SegmentBase,
@@ -150,7 +150,7 @@ pub struct CommitLog {
     previous_crc: u32,
     store_timestamp: StoreTimestamp,
     durable: u64,
-    /// Everything from the end of the log to here is zeros on disk.
+    /// From the end of the log to here there is room on disk, and nothing that could be taken for a part of the log.
     prepared: u64,
     prepared_at_start: u64,
     prepare_failed: Option<String>,
@@ -166,7 +166,7 @@ impl CommitLog {
             panic!("commit log: {text}");
         }
         let ChainPoint { position: PhysicalOffset(end), previous_crc, store_timestamp } = recovered.end;
-        // What lies behind the end may be rests of writes that were never acknowledged: zeros come first.
+        // What lies behind the end may be rests of writes that were never acknowledged: they go first.
         let prepared = round_up(end, u64::from(config.sector_bytes));
         Self {
             tail: Tail::new(config.chunk_bytes as usize, config.tail_bytes, config.tail_bytes_hard_max),
@@ -359,7 +359,7 @@ impl CommitLog {
 
     // ---- space
 
-    /// The next stretch of the disk to be filled with zeros, durably, if any is due. The same answer is given until
+    /// The next stretch of the disk to be prepared, durably, if any is due. The same answer is given until
     /// `on_prepared`; the caller runs one at a time, and spaces its tries after a failure.
     pub fn prepare_wanted(&self) -> Option<Prepare> {
         let head = self.end().0;
@@ -379,7 +379,7 @@ impl CommitLog {
         Some(Prepare { segment, from, to })
     }
 
-    /// `..to` of the segment is zeros on disk behind the end of the log, as `prepare_wanted` asked.
+    /// `..to` of the segment is prepared behind the end of the log, as `prepare_wanted` asked or farther.
     pub fn on_prepared(&mut self, segment: SegmentBase, to: u64) {
         let position = segment.0 + to;
         assert!(to <= self.config.segment_bytes && position >= self.prepared, "space is prepared in order");

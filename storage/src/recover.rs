@@ -121,10 +121,10 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Where the log ends.
     pub end: PhysicalOffset,
-    /// Bytes, in whole sectors, behind the end that are not zero: writes that were under way at a crash and never
-    /// acknowledged. They are ignored, and zeroed before the log grows over them.
+    /// Bytes behind the end, in whole sectors, of blocks that are right or have a header that is: writes that were under way at
+    /// a crash and never acknowledged. They are ignored, and zeroed before the log grows over them.
     pub cut_bytes: u64,
-    /// Whole blocks among them.
+    /// Right blocks among them.
     pub cut_blocks: u64,
     /// Acknowledged parts of the log that are lost, with the messages in them.
     pub damaged: Vec<Damage>,
@@ -369,21 +369,39 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
 
     /// Looks at everything behind the last block. If a block there says that more than the chain reached had been durable
     /// when it was sealed, the log goes on at the first block found. Else nothing behind was acknowledged.
+    ///
+    /// Of a file that was recycled most is left as it was in an older segment. Whole blocks of that time are passed over without a
+    /// look at what is in them; and a stretch of them longer than the log writes ahead of its durable mark shows that nothing
+    /// behind it, in its file, was ever written (docs/format.md: "Where the search ends").
     fn search(&mut self) -> Result<Search, RecoverError> {
         let sector = u64::from(self.config.sector_bytes);
         let mut first = None;
-        let (mut cut_bytes, mut cut_blocks) = (0, 0);
+        let (mut cut_bytes, mut cut_blocks, mut cut_to) = (0, 0, 0);
+        let mut older = 0..0;
         let mut at = round_up(self.end.position.0, BLOCK_ALIGN as u64);
         while let Some((from, bytes)) = self.reader.stretch(at)? {
             let sector_end = (from - from % sector + sector).min(from + bytes.len() as u64);
             let bytes = &bytes[..(sector_end - from) as usize];
             at = sector_end;
             if is_zero(bytes) {
+                if from == older.end && !from.is_multiple_of(sector) {
+                    older.end = sector_end; // the zeros that a write has behind its block
+                }
                 continue;
             }
-            cut_bytes += sector;
             let starts: Vec<u64> = block_starts(bytes).map(|start| from + start).collect();
             for start in starts {
+                if let Some(end) = self.reader.older_block(start)? {
+                    older = if start == older.end { older.start..end } else { start..end };
+                    let is_untouched = older.end - older.start > self.config.ahead_of_durable_bytes_max();
+                    let segment = SegmentBase::of(PhysicalOffset(start), self.config.segment_bytes);
+                    at = if is_untouched { segment.0 + self.config.segment_bytes } else { end };
+                    break;
+                }
+                let Some(header) = self.reader.header(start)? else { continue };
+                let cut_from = cut_to.max(start - start % sector);
+                cut_to = cut_to.max(round_up(header.end(), sector));
+                cut_bytes += cut_to - cut_from;
                 let Ok(header) = self.block_at(start)? else { continue };
                 cut_blocks += 1;
                 let first = *first.get_or_insert(header);
@@ -391,6 +409,8 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
                 if header.durable_at_seal() > self.end.position.0 || !self.is_whole_log {
                     return Ok(Search::GoesOnAt(first));
                 }
+                at = header.end();
+                break;
             }
         }
         self.report.cut_bytes = cut_bytes;

@@ -33,6 +33,10 @@ impl Random {
         (self.number() >> 11) % bound
     }
 
+    pub(crate) fn one_of(&mut self, numbers: &[u64]) -> u64 {
+        numbers[self.below(numbers.len() as u64) as usize]
+    }
+
     pub(crate) fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
@@ -62,6 +66,7 @@ pub(crate) struct Disk {
     pub(crate) in_flight: Vec<LogWrite>,
     pub(crate) unreadable: Vec<u64>,
     pub(crate) syncs: usize,
+    pub(crate) bytes_read: u64,
 }
 
 impl Disk {
@@ -114,6 +119,7 @@ impl SegmentStore for Disk {
         let bytes = self.segments[&segment.0].get(offset as usize..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
         buffer[..count].copy_from_slice(&bytes[..count]);
+        self.bytes_read += count as u64;
         Ok(count)
     }
 
@@ -191,11 +197,15 @@ impl Quick {
     }
 
     pub(crate) fn prepare(&mut self) {
-        let segment_bytes = self.log.config().segment_bytes;
-        while let Some(wanted) = self.log.prepare_wanted() {
-            self.disk.zero(wanted, segment_bytes);
-            self.log.on_prepared(wanted.segment, wanted.to);
-        }
+        while self.prepare_step() {}
+    }
+
+    /// Fills what is asked for with zeros; false if nothing is.
+    pub(crate) fn prepare_step(&mut self) -> bool {
+        let Some(wanted) = self.log.prepare_wanted() else { return false };
+        self.disk.zero(wanted, self.log.config().segment_bytes);
+        self.log.on_prepared(wanted.segment, wanted.to);
+        true
     }
 
     /// Appends a record and makes it durable, in a block of its own.

@@ -289,11 +289,11 @@ fn bytes_of(paths: &[PathBuf]) -> u64 {
     paths.iter().map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len())).sum()
 }
 
-/// Whether there are only so many sealed segments, and none without its index: that goes first.
-fn only_sealed(broker: &Broker, count_max: usize) -> bool {
+/// Whether there are only so many sealed segments, the one that is written and the next one.
+fn only_sealed(broker: &Broker, count: usize) -> bool {
     let (segments, indexes) = (segments(broker), indexes(broker));
-    let oldest = indexes.first().map(|path| path.with_extension(""));
-    indexes.len() <= count_max && oldest.is_some_and(|oldest| segments.first() == Some(&oldest))
+    let sealed: Vec<PathBuf> = indexes.iter().map(|path| path.with_extension("")).collect();
+    sealed.len() == count && segments.len() == count + 2 && segments.starts_with(&sealed)
 }
 
 /// As after a power cut that left the log alone.
@@ -350,9 +350,9 @@ async fn everything_is_found_until_it_is_deleted_and_small_state_for_ever() {
 
     // Less room than messages take: the oldest go.
     broker.stop();
-    fs::write(&config, "retention-size = \"32MiB\"").unwrap();
+    fs::write(&config, "retention-size = \"42MiB\"").unwrap();
     broker.restart();
-    // A third one would, with the one that is written and the indexes, be a little too much.
+    // There are the one that is written, the next one, and room for a spare; with a third sealed one it would be too much.
     until("messages fit", async || only_sealed(&broker, 2)).await;
     let bytes_left = bytes_of(&segments(&broker));
     assert!(bytes_left + 64 * MIB < bytes, "{bytes_left} bytes of {bytes} are left");
@@ -402,26 +402,33 @@ const WATCHED: &str = "Topic";
 const WATCHED_MESSAGES: i64 = 48;
 const WATCHED_BYTES: usize = 1 << 20;
 
-/// A broker with room for 20 MiB that gets 48 MiB, and the connection of a group that is online and consumes nothing.
-fn overfull(rule: &str) -> (Broker, Raw) {
-    let arguments = ["--segment-size", "5MiB", "--retention-size", "20MiB", "--retention", rule];
+/// A broker with room for two sealed segments of 5 MiB, the one that is written, the next one and a spare; and a connection to it.
+fn small_room(data: Option<PathBuf>, rule: &str) -> (Broker, Raw) {
+    let arguments = ["--segment-size", "5MiB", "--retention-size", "26MiB", "--retention", rule];
     let arguments = arguments.map(Into::into).to_vec();
-    let broker = Broker::start_with(Options { shards: 1, arguments, ..Options::default() });
-    let mut raw = Raw::connect(broker.address(0));
-    let number = |number: i64| vec![number as u8; WATCHED_BYTES];
-    assert_eq!(store(&mut raw, &send(WATCHED, 0), number(0)), 0);
+    let broker = Broker::start_with(Options { shards: 1, arguments, data });
+    let raw = Raw::connect(broker.address(0));
+    (broker, raw)
+}
+
+fn store_watched(raw: &mut Raw, offset: i64) {
+    assert_eq!(store(raw, &send(WATCHED, 0), vec![offset as u8; WATCHED_BYTES]), offset);
+}
+
+/// It gets 48 MiB, and the connection is of a group that is online and consumes nothing.
+fn overfull(rule: &str) -> (Broker, Raw) {
+    let (broker, mut raw) = small_room(None, rule);
+    store_watched(&mut raw, 0);
     let response = raw.call(RequestCode::HEART_BEAT, &(), heartbeat("a client", "slow"));
     assert_eq!(response.code, 0, "{response:?}");
-    for offset in 1..WATCHED_MESSAGES {
-        assert_eq!(store(&mut raw, &send(WATCHED, 0), number(offset)), offset);
-    }
+    (1..WATCHED_MESSAGES).for_each(|offset| store_watched(&mut raw, offset));
     (broker, raw)
 }
 
 /// Reads from offset 0 as a consumer does: the offsets that it is moved to, and those of the messages that it gets.
-fn read_from_zero(raw: &mut Raw) -> (Vec<i64>, BTreeSet<i64>) {
+fn read_from_zero(raw: &mut Raw, count: i64) -> (Vec<i64>, BTreeSet<i64>) {
     let (mut at, mut moved, mut got) = (0, Vec::new(), BTreeSet::new());
-    while at < WATCHED_MESSAGES {
+    while at < count {
         let response = raw.call(RequestCode::PULL_MESSAGE, &pull(WATCHED, at, 0, "*"), bytes::Bytes::new());
         let next = response.ext("nextBeginOffset").and_then(|next| next.parse().ok()).unwrap();
         assert!(next > at, "{response:?}");
@@ -448,12 +455,12 @@ async fn what_an_online_group_has_not_consumed_is_kept_and_said() {
     let (mut broker, mut raw) = overfull("consumed");
     let line = "is due and kept: group slow is online and has still to consume queue 0 of topic Topic";
     until(line, async || broker.errors().contains(line)).await;
-    assert_eq!(read_from_zero(&mut raw), (Vec::new(), (0..WATCHED_MESSAGES).collect()));
+    assert_eq!(read_from_zero(&mut raw, WATCHED_MESSAGES), (Vec::new(), (0..WATCHED_MESSAGES).collect()));
     // It leaves, and nothing keeps them any longer.
     drop(raw);
     until("messages fit", async || only_sealed(&broker, 2)).await;
     let mut raw = Raw::connect(broker.address(0));
-    let (moved, got) = read_from_zero(&mut raw);
+    let (moved, got) = read_from_zero(&mut raw, WATCHED_MESSAGES);
     assert_eq!(got, (moved[0]..WATCHED_MESSAGES).collect());
     assert!(moved.len() == 1 && moved[0] > WATCHED_MESSAGES / 2, "{moved:?}");
     assert_eq!(max_offset(&mut raw, WATCHED), WATCHED_MESSAGES);
@@ -464,9 +471,62 @@ async fn what_an_online_group_has_not_consumed_is_kept_and_said() {
 async fn forced_retention_deletes_what_an_online_group_has_not_consumed() {
     let (mut broker, mut raw) = overfull("force");
     until("messages fit", async || only_sealed(&broker, 2)).await;
-    let (moved, got) = read_from_zero(&mut raw);
+    let (moved, got) = read_from_zero(&mut raw, WATCHED_MESSAGES);
     assert_eq!(got, (moved[0]..WATCHED_MESSAGES).collect());
     assert!(moved.len() == 1 && moved[0] > WATCHED_MESSAGES / 2, "{moved:?}");
     assert!(!broker.errors().contains("is due and kept: group"), "{}", broker.errors());
     broker.stop();
+}
+
+/// The log goes on in files that it has left; what is kept of it is as good as in new files, at a start too, and a snapshot that
+/// shares files with it does not change.
+#[tokio::test]
+async fn released_files_are_written_over_but_no_snapshot_is() {
+    let temp = TempDir::new("recycled");
+    let data = temp.path().join("data");
+    let (mut broker, mut raw) = small_room(Some(data.clone()), "consumed");
+    let mut count = 0;
+    // With two spares at most, one of every three has become a segment.
+    let mut send_until_used_again = |broker: &Broker, raw: &mut Raw, files: usize| {
+        let deadline = Instant::now() + PATIENCE;
+        while broker.errors().matches("its file will be used again").count() < files {
+            assert!(Instant::now() < deadline, "{}", broker.errors());
+            store_watched(raw, count);
+            count += 1;
+        }
+        count
+    };
+    let stored = send_until_used_again(&broker, &mut raw, 3);
+    let snapshot = temp.path().join("snapshot");
+    let to = snapshot.to_str().unwrap();
+    let linked = broker.run_cli(&["log", "snapshot", data.to_str().unwrap(), "--to", to, "--json"]);
+    let linked: serde_json::Value = serde_json::from_str(&linked).unwrap();
+    assert!(linked["linked_files"].as_u64() > Some(0), "{linked}");
+    let count = send_until_used_again(&broker, &mut raw, 7);
+    drop(raw);
+
+    for clean in [false, true] {
+        if clean {
+            broker.stop()
+        } else {
+            broker.kill9()
+        }
+        broker.restart();
+        let mut raw = Raw::connect(broker.address(0));
+        let (moved, got) = read_from_zero(&mut raw, count);
+        assert_eq!(got, (moved[0]..count).collect());
+        assert!(!broker.errors().contains("are damaged"), "{}", broker.errors());
+    }
+    broker.stop();
+    let problems = |directory: &str| {
+        let said = broker.run_cli(&["log", "verify", directory, "--json"]);
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        (said["problems"].clone(), said["shards"][0]["cut_bytes"].clone())
+    };
+    assert_eq!(problems(data.to_str().unwrap()), (0.into(), 0.into()));
+    assert_eq!(problems(to), (0.into(), 0.into()));
+    let (mut copy, mut raw) = small_room(Some(snapshot), "consumed");
+    let (moved, got) = read_from_zero(&mut raw, stored);
+    assert_eq!(got, (moved[0]..stored).collect());
+    copy.stop();
 }

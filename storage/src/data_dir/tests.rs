@@ -133,7 +133,7 @@ fn space_is_made_at_full_size_and_zeroed_where_asked() {
     let path = segment_path(&scratch.0, wanted.segment);
     prepare(&scratch.0, wanted, 1 << 20).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
-    // Recycled: only the stretch asked for is touched.
+    // There is something in it already: only the stretch asked for is touched.
     fs::write(&path, vec![7; 1 << 20]).unwrap();
     prepare(&scratch.0, wanted, 1 << 20).unwrap();
     let bytes = fs::read(&path).unwrap();
@@ -143,6 +143,100 @@ fn space_is_made_at_full_size_and_zeroed_where_asked() {
         (1 << 20, 8192, 7, 0, 0, 7)
     );
     assert!(prepare(&scratch.0.join("gone"), wanted, 1 << 20).is_err());
+}
+
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+/// A file with a segment's bytes on the disk.
+fn fill(dir: &Path, segment: u64, byte: u8) -> SegmentBase {
+    let base = SegmentBase(segment * SEGMENT_BYTES);
+    fs::write(segment_path(dir, base), vec![byte; SEGMENT_BYTES as usize]).unwrap();
+    File::open(segment_path(dir, base)).unwrap().sync_all().unwrap();
+    base
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn release(dir: &Path, segment: SegmentBase) -> bool {
+    remove_segment(dir, segment, SEGMENT_BYTES, true).unwrap()
+}
+
+fn new_segment(dir: &Path, segment: u64) -> u64 {
+    let wanted = Prepare { segment: SegmentBase(segment * SEGMENT_BYTES), from: 0, to: 4096 };
+    prepare(dir, wanted, SEGMENT_BYTES).unwrap()
+}
+
+#[test]
+fn a_released_segment_becomes_the_next_one_that_is_needed() {
+    let scratch = Scratch::new();
+    let dir = &scratch.0;
+    let released = [fill(dir, 0, 1), fill(dir, 1, 2), fill(dir, 2, 3)];
+    fs::write(index_path(dir, released[0]), "its index").unwrap();
+    assert_eq!(released.map(|segment| release(dir, segment)), [true, true, false], "enough is enough");
+    assert_eq!(names(dir), ["00000000000000000000.spare", "00000000000001048576.spare"]);
+    assert!(FsStore::new(dir.clone()).segments().unwrap().is_empty(), "a spare is no segment");
+    assert_eq!(shard_use(dir).unwrap(), ShardUse { bytes: 2 * SEGMENT_BYTES, spares: 2 });
+
+    // Whole, at once, and as it was: the oldest first.
+    assert_eq!(new_segment(dir, 5), SEGMENT_BYTES);
+    assert_eq!(names(dir), ["00000000000001048576.spare", "00000000000005242880"]);
+    let path = segment_path(dir, SegmentBase(5 * SEGMENT_BYTES));
+    assert_eq!(fs::read(&path).unwrap(), vec![1; SEGMENT_BYTES as usize]);
+    // A segment that is there is never made of another file; nor is the rest of one.
+    assert_eq!(new_segment(dir, 5), 4096);
+    assert_eq!(fs::read(&path).unwrap()[..4097], [vec![0; 4096], vec![1]].concat());
+
+    assert!(remove_spare(dir).unwrap());
+    assert!(!remove_spare(dir).unwrap());
+    assert_eq!(new_segment(dir, 6), 4096, "nothing is left to be used again");
+    // Without room for spares, and twice as after a kill in between.
+    let last = SegmentBase(5 * SEGMENT_BYTES);
+    assert!(!remove_segment(dir, last, SEGMENT_BYTES, false).unwrap() && !path.exists());
+    assert!(!release(dir, last));
+}
+
+/// A snapshot shares sealed segments with the directory that it was made of.
+#[test]
+fn a_file_that_somebody_else_has_linked_is_not_written_over() {
+    let scratch = Scratch::new();
+    let dir = &scratch.0.join("shard");
+    fs::create_dir(dir).unwrap();
+    let (first, second) = (fill(dir, 0, 1), fill(dir, 1, 2));
+    let [before, after] = ["before", "after"].map(|name| scratch.0.join(name));
+    fs::hard_link(segment_path(dir, first), &before).unwrap();
+    assert!(!release(dir, first));
+    assert!(release(dir, second));
+    // Somebody who copies by links all that there is.
+    fs::hard_link(spare_path(dir, second), &after).unwrap();
+    assert_eq!(new_segment(dir, 5), 4096);
+    assert_eq!(names(dir), ["00000000000005242880"]);
+    assert_eq!((fs::read(before).unwrap()[0], fs::read(after).unwrap()[0]), (1, 2));
+}
+
+/// A spare may only become a segment behind the one that it was: blocks in it might be right where they are.
+#[test]
+fn a_spare_from_the_future_or_of_another_size_is_not_used() {
+    let scratch = Scratch::new();
+    let dir = &scratch.0;
+    for segment in [5, 6] {
+        assert!(release(dir, fill(dir, segment, 1)));
+    }
+    assert_eq!(new_segment(dir, 5), 4096);
+    assert_eq!(names(dir), ["00000000000005242880"]);
+
+    let short = SegmentBase(0);
+    fs::write(segment_path(dir, short), vec![1; 4096]).unwrap();
+    assert!(!release(dir, short));
+    // Holes would have to be filled while the log waits.
+    let sparse = SegmentBase(SEGMENT_BYTES);
+    File::create(segment_path(dir, sparse)).unwrap().set_len(SEGMENT_BYTES).unwrap();
+    assert!(!release(dir, sparse));
+    assert_eq!(names(dir), ["00000000000005242880"]);
 }
 
 #[test]
@@ -175,8 +269,8 @@ fn a_log_on_real_files_comes_back() {
             expected.push(body);
             while log.durable() != log.end() {
                 if let Some(wanted) = log.prepare_wanted() {
-                    prepare(&dir.shard_dir(1), wanted, dir.segment_bytes()).unwrap();
-                    log.on_prepared(wanted.segment, wanted.to);
+                    let to = prepare(&dir.shard_dir(1), wanted, dir.segment_bytes()).unwrap();
+                    log.on_prepared(wanted.segment, to);
                 }
                 if let Some(write) = log.next_write() {
                     let path = segment_path(&dir.shard_dir(1), write.segment);

@@ -15,7 +15,7 @@ use crate::segment::SegmentBase;
 use crate::tail::{MEMORY_ALIGN, aligned_buffer};
 
 /// Bytes of one read.
-const WINDOW_BYTES: usize = 4 << 20;
+pub(super) const WINDOW_BYTES: usize = 4 << 20;
 /// More than this is not a few bad sectors: the disk is not there.
 const UNREADABLE_SECTORS_MAX: usize = 1024;
 const SECTOR: usize = MEMORY_ALIGN;
@@ -104,6 +104,25 @@ impl<'a, S: SegmentStore> Reader<'a, S> {
         self.verified = Some(header);
         let payload = &self.in_window(position, length)[HEADER_BYTES..];
         Ok(Ok(Block { header, payload }))
+    }
+
+    /// The header at a position, whatever is behind it.
+    pub(super) fn header(&mut self, position: u64) -> Result<Option<BlockHeader>, RecoverError> {
+        let identity = self.config.identity();
+        let bytes = self.bytes(position, HEADER_BYTES)?;
+        Ok(bytes.ok().and_then(|bytes| BlockHeader::read(bytes, identity, PhysicalOffset(position)).ok()))
+    }
+
+    /// Where the block ends that lies here, whole, since the file was an older segment.
+    pub(super) fn older_block(&mut self, place: u64) -> Result<Option<u64>, RecoverError> {
+        let (identity, segment_bytes) = (self.config.identity(), self.config.segment_bytes);
+        let bytes = self.bytes(place, HEADER_BYTES)?;
+        let header =
+            bytes.ok().and_then(|bytes| BlockHeader::read_older(bytes, identity, place, segment_bytes));
+        let Some(header) = header else { return Ok(None) };
+        let length = usize::try_from(header.block_bytes()).expect("bounded by BLOCK_BYTES_LIMIT");
+        let is_whole = self.bytes(place, length)?.is_ok_and(|bytes| header.verify(bytes).is_ok());
+        Ok(is_whole.then_some(place + header.block_bytes()))
     }
 
     /// Bytes at or behind a position: as many as are in memory at once, with the position of the first. `None` at the end of

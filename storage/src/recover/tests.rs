@@ -2,6 +2,7 @@ use super::*;
 use crate::block::HEADER_BYTES;
 use crate::config::LogConfig;
 use crate::log::CommitLog;
+use crate::record::METADATA_HEADER_BYTES;
 use crate::testing::{DISK_SECTOR, Disk, Quick, Random, body, recover_all, small_config};
 
 /// Lone blocks with the numbers `0..count`.
@@ -63,8 +64,8 @@ fn whole_blocks_behind_a_torn_one_are_cut_for_ever() {
     let (mut quick, report, seen) = quick.reopen();
     assert_eq!(ids(&seen), [0, 1, 2]);
     assert_eq!((report.cut_blocks, report.damaged.len()), (2, 0));
-    // The first sector of the torn block, and the five of each of the others.
-    assert_eq!(report.cut_bytes, 4096 + 2 * 3 * 4096);
+    // Three sectors each, as their headers say.
+    assert_eq!(report.cut_bytes, 3 * 3 * 4096);
     for id in 3..20 {
         quick.append(id, 1000 * id as usize, 6000);
         let (reopened, report, seen) = quick.reopen();
@@ -209,7 +210,98 @@ fn random_bytes_are_an_empty_log() {
     }
     quick.disk.segments.insert(0, bytes);
     let (_, report, seen) = quick.reopen();
-    assert_eq!((seen.len(), report.blocks, report.cut_bytes), (0, 0, 1 << 20));
+    assert_eq!((seen.len(), report.blocks, report.cut_bytes), (0, 0, 0));
+}
+
+/// Segments of 8 MiB. The first is full; the second was made of a copy of it, and has lone blocks in it.
+fn recycled(block_bytes: usize) -> Quick {
+    let mut quick = Quick::new(LogConfig { segment_bytes: 8 << 20, ..small_config() });
+    let mut id = 0;
+    while quick.log.end().0 + 2 * (block_bytes as u64) < 8 << 20 {
+        quick.append(id, block_bytes, 1000);
+        id += 1;
+    }
+    recycle(&mut quick, 8 << 20);
+    while quick.log.end().0 < (8 << 20) + 10_000 {
+        quick.append(id, 3000, 2000);
+        id += 1;
+    }
+    quick
+}
+
+/// The segment that the log will come to next is made of a copy of the first one.
+fn recycle(quick: &mut Quick, base: u64) {
+    while quick.log.prepare_wanted().is_some_and(|wanted| wanted.segment.0 < base) {
+        quick.prepare_step();
+    }
+    let old = quick.disk.segments[&0].clone();
+    quick.log.on_prepared(SegmentBase(base), old.len() as u64);
+    quick.disk.segments.insert(base, old);
+}
+
+/// What a file held as an older segment is no part of the log, is not called cut, and is not read to its end.
+#[test]
+fn a_recycled_segment_costs_a_start_no_more_than_a_new_one() {
+    for block_bytes in [200, 5000, 100_000] {
+        let mut quick = recycled(block_bytes);
+        let count = quick.log.blocks().len();
+        quick.disk.bytes_read = 0;
+        let (mut quick, report, seen) = quick.reopen();
+        assert_eq!(ids(&seen), (0..count as u64).collect::<Vec<_>>());
+        assert_eq!((report.cut_bytes, report.cut_blocks, report.damaged.len()), (0, 0, 0));
+        // Twice: the log, what shows that nothing was written behind it, and windows that are read for nothing.
+        let ahead = small_config().ahead_of_durable_bytes_max();
+        let most = 2
+            * (quick.log.end().0 + ahead + (100_000 + HEADER_BYTES as u64) + 2 * reader::WINDOW_BYTES as u64);
+        assert!(quick.disk.bytes_read <= most, "{} bytes were read, not {most}", quick.disk.bytes_read);
+        // The file is zeroed before the log goes on in it: it might as well have held blocks that were cut.
+        quick.append(7, 200, 3000);
+        let behind = quick.log.end().0.next_multiple_of(4096);
+        assert!(quick.disk.read(behind, 4096, 8 << 20).iter().all(|byte| *byte == 0));
+        assert_eq!(quick.reopen().2.len(), count + 1);
+    }
+}
+
+/// A client that knows all about a log sends the block that would prove damage where its message will lie once the file is recycled.
+#[test]
+fn a_message_in_old_contents_is_not_believed_to_be_a_block() {
+    let (mut quick, mut id) = (Quick::new(small_config()), 0);
+    let mut fill = |quick: &mut Quick, to: u64| {
+        while quick.log.end().0 < to {
+            quick.append(id, 20_000, 1000);
+            id += 1;
+        }
+        id
+    };
+    fill(&mut quick, 400_000);
+    let body_at = quick.log.end().0 + (HEADER_BYTES + METADATA_HEADER_BYTES) as u64;
+    let at = body_at.next_multiple_of(8) + 8000;
+    let forged_header = BlockHeader {
+        shard: 3,
+        position: PhysicalOffset((1 << 20) + at),
+        payload_bytes: 952,
+        record_count: 1,
+        store_timestamp: StoreTimestamp(9000),
+        previous_crc: 0,
+        log_id: 0x1234_5678,
+        undurable_bytes: 0,
+        crc: 0,
+    };
+    let mut forged = vec![7; 1000];
+    forged_header.seal(&mut forged);
+    let mut body = body(u64::MAX, 30_000);
+    body[(at - body_at) as usize..][..1000].copy_from_slice(&forged);
+    quick.log.append_record(7, &body, StoreTimestamp(1000)).unwrap();
+    quick.flush();
+    let records = fill(&mut quick, (1 << 20) - 40_000) + 1;
+    recycle(&mut quick, 1 << 20);
+    quick.append(0, 100_000, 2000);
+
+    let there = &quick.disk.segments[&(1 << 20)][at as usize..];
+    let header = BlockHeader::read(there, small_config().identity(), forged_header.position).unwrap();
+    assert!(header.verify(there).is_ok(), "by itself it would be right");
+    let (_, report, seen) = quick.reopen();
+    assert_eq!((seen.len() as u64, report.damaged.len(), report.cut_bytes), (records + 1, 0, 0));
 }
 
 /// A log of format 1 as it was first written, with messages and metadata, two runs of a broker, and blocks that share

@@ -6,8 +6,11 @@
 //! N1  A block that was acknowledged before the snapshot began is right on the disk when the log is read, so the end found lies
 //!     behind it. Nothing below that end is ever written with other bytes, so the copy needs no help from the broker.
 //! N2  Nothing beyond that end is copied: the copy is a log that ends with a right block, not one that a crash tore.
-//! N3  A file of the copy that can still be written to is a file of its own. Only segments that the log has left are linked.
+//! N3  A file of the copy that can still be written to is a file of its own. Only segments that the log has left are linked, and
+//!     retention never makes a new segment of a file that is linked (P2 of the storage engine's `data_dir`).
 //! N4  The directory is none until `ringmq.json` is there.
+//! N5  What was read or copied counts only if the file has its name afterwards: one that retention took from the log may have
+//!     become a new segment meanwhile, and loses its name first.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -126,19 +129,24 @@ fn copy_shard(files: &mut ShardFiles, to: &Path) -> Result<Copied, Trouble> {
     let last = SegmentBase::of(PhysicalOffset(end.0.saturating_sub(1)), files.config.segment_bytes);
 
     let mut copied = Copied::default();
+    let mut has_last = end.0 == 0;
     let listed = files.store.segments().map_err(LogError::at(&directory))?;
     let newest_sealed = sealed.last().map(|header| header.base);
     // Oldest first: retention deletes the oldest first, so if one is still there all behind it are.
     for base in listed.into_iter().map(|(base, _)| base).filter(|base| *base <= last) {
         let path = segment_path(&directory, base);
-        // N3. Retention deletes a segment and never writes over it; if it is to recycle files one day, these have to be
-        // copied, or cloned by the file system. The last one is not linked, as a start may go on in it.
+        // N3. The last one is not linked, as a start may go on in it.
         if Some(base) <= newest_sealed && base < last {
             copied.link(&path, &to.join(base.file_name()))?;
         } else {
             let wanted = (end.0 - base.0).min(files.config.segment_bytes);
             copied.copy(&path, &to.join(base.file_name()), wanted, files.config.segment_bytes)?;
         }
+        has_last |= base == last;
+    }
+    // N5, for what was read of it.
+    if !has_last {
+        return Err(Trouble::Gone);
     }
     for header in &sealed {
         let path = index_path(&directory, header.base);
@@ -186,7 +194,7 @@ impl Copied {
             Ok(bytes)
         };
         self.count(copy().map_err(|error| failed(from, error))?);
-        Ok(())
+        still_there(from)
     }
 
     /// Copies the first bytes of a segment; the rest of the new file are zeros.
@@ -199,13 +207,18 @@ impl Copied {
             Ok(bytes)
         };
         self.count(copy().map_err(|error| failed(from, error))?);
-        Ok(())
+        still_there(from)
     }
 
     fn count(&mut self, bytes: u64) {
         self.copied += 1;
         self.bytes += bytes;
     }
+}
+
+/// N5
+fn still_there(path: &Path) -> Result<(), Trouble> {
+    if path.try_exists().map_err(LogError::at(path))? { Ok(()) } else { Err(Trouble::Gone) }
 }
 
 fn failed(path: &Path, error: io::Error) -> Trouble {
