@@ -3,6 +3,7 @@
 //!     cargo run --release -p ringmq-tests --bin crash -- kill9 --cycles 50
 //!     sudo … crash powercut --cycles 50 --fs ext4       needs root, loop devices, and python3 or perl
 //!     sudo … crash selftest                             shows that the power cuts find a planted bug
+//!     … crash storm --seconds 180 --consumers 20        consumers, not brokers, come, leave and crash
 //!
 //! Exit code 0: nothing is wrong, or (with a line that starts with `skipped:`) the machine lacks what it takes;
 //! 1: a promise was broken; 2: the run could not be carried on; 130: Ctrl-C.
@@ -13,12 +14,14 @@ use ringmq_tests::crash::Failure;
 use ringmq_tests::crash::checker::Kind;
 use ringmq_tests::crash::cycle::{Cycle, Fault, Settings, Totals, run};
 use ringmq_tests::crash::disk::LoopDisk;
+use ringmq_tests::crash::member::Membership;
+use ringmq_tests::crash::storm;
 use ringmq_tests::{TempDir, binaries};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Crashes a broker under load, again and again, and checks what is there afterwards.
@@ -31,6 +34,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Run(RunCommand),
+    /// Start, end and kill consumers of one group at random while messages flow; the broker stays
+    Storm(StormOptions),
+    /// Be a consumer that tells what it is given (used by the others)
+    #[command(hide = true)]
+    Consumer(Membership),
+}
+
+/// Faults of the broker.
+#[derive(Subcommand)]
+enum RunCommand {
     /// Kill the process (-9). Shows that recovery is right; says nothing about durability, as the page cache stays
     Kill9(Common),
     /// Cut the power of a loop-mounted file system, then kill the process
@@ -50,6 +65,30 @@ enum Command {
         #[command(flatten)]
         disk: Disk,
     },
+}
+
+#[derive(Args)]
+struct StormOptions {
+    #[arg(long, default_value_t = 180)]
+    seconds: u64,
+    /// So many at most, and at the beginning and the end
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(2..=200))]
+    consumers: u16,
+    /// The same seed plans the same changes
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Messages a second
+    #[arg(long, default_value_t = 400)]
+    rate: u32,
+    /// Consumers lock their queues and handle one message of a queue at a time; order is checked too
+    #[arg(long)]
+    orderly: bool,
+    /// This program, as it is, instead of a broker built from the sources
+    #[arg(long, value_name = "FILE")]
+    broker: Option<PathBuf>,
+    /// One line for each change
+    #[arg(long)]
+    verbose: bool,
 }
 
 #[derive(Args, Clone)]
@@ -74,6 +113,9 @@ struct Common {
     /// What these arguments make the broker delete from the beginning of its queues is not lost
     #[arg(long)]
     may_delete: bool,
+    /// Keep consumers that handle their queues in order, and check that they did
+    #[arg(long)]
+    orderly: bool,
     /// A fault comes after at most this many acknowledged messages
     #[arg(long, default_value_t = 3000)]
     messages: u64,
@@ -121,23 +163,62 @@ struct Run {
     is_selftest: bool,
 }
 
+/// Of what is wrong, so much is shown.
+const SHOWN: usize = 10;
+
 /// Set by Ctrl-C and SIGTERM; the run then ends in order.
 static STOP: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
-    let run = Run::of(Arguments::parse().command);
-    stop_on_signals();
-    match carry_out(&run) {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("crash {}, seed {}: {}", run.name, run.settings.seed, failure.0);
-            ExitCode::from(2)
+    let (name, outcome) = match Arguments::parse().command {
+        Command::Consumer(membership) => {
+            ("consumer".to_owned(), membership.live().map(|()| ExitCode::SUCCESS))
         }
+        Command::Storm(options) => (format!("storm, seed {}", options.seed), blow(options)),
+        Command::Run(command) => {
+            let run = Run::of(command);
+            stop_on_signals();
+            (format!("{}, seed {}", run.name, run.settings.seed), carry_out(&run))
+        }
+    };
+    outcome.unwrap_or_else(|failure| {
+        eprintln!("crash {name}: {}", failure.0);
+        ExitCode::from(2)
+    })
+}
+
+/// A storm, from the command line to its exit code.
+fn blow(options: StormOptions) -> Result<ExitCode, Failure> {
+    stop_on_signals();
+    let temp = TempDir::new("storm");
+    let settings = storm::Settings {
+        broker: options.broker.unwrap_or_else(|| binaries::binary("ringmq-broker")),
+        data: temp.path().join("data"),
+        lasts: Duration::from_secs(options.seconds),
+        consumers: options.consumers.into(),
+        seed: options.seed,
+        rate: options.rate,
+        orderly: options.orderly,
+        verbose: options.verbose,
+    };
+    let outcome = storm::run(&settings, &STOP)?;
+    show(&outcome.wrong, SHOWN);
+    let interrupted = if STOP.load(Ordering::Relaxed) { "interrupted: " } else { "" };
+    println!("{interrupted}storm{}: {outcome}", if options.orderly { " in order" } else { "" });
+    Ok(if outcome.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn show(wrong: &[String], count: usize) {
+    for line in wrong.iter().take(count) {
+        eprintln!("{line}");
+    }
+    if wrong.len() > count {
+        eprintln!("… and {} more", wrong.len() - count);
     }
 }
 
 impl Run {
-    fn of(command: Command) -> Self {
+    fn of(command: RunCommand) -> Self {
         let plan = |name: String, common: Common, cycles, disk, is_planted, is_selftest| Run {
             name,
             settings: Settings {
@@ -153,6 +234,7 @@ impl Run {
                 arguments: common.broker_arg,
                 is_mixed: !common.same_flags,
                 may_delete: common.may_delete,
+                is_orderly: common.orderly,
             },
             disk,
             verbose: common.verbose,
@@ -160,13 +242,13 @@ impl Run {
             is_selftest,
         };
         match command {
-            Command::Kill9(common) => plan("kill9".to_owned(), common, 50, None, false, false),
-            Command::Powercut { common, disk, planted_async } => {
+            RunCommand::Kill9(common) => plan("kill9".to_owned(), common, 50, None, false, false),
+            RunCommand::Powercut { common, disk, planted_async } => {
                 let planted = if planted_async { " with a planted bug" } else { "" };
                 let name = format!("powercut on {}{planted}", disk.fs.name());
                 plan(name, common, 50, Some(disk.fs), planted_async, false)
             }
-            Command::Selftest { common, disk } => {
+            RunCommand::Selftest { common, disk } => {
                 plan(format!("selftest on {}", disk.fs.name()), common, 20, Some(disk.fs), true, true)
             }
         }
@@ -204,6 +286,7 @@ fn carry_out(run_: &Run) -> Result<ExitCode, Failure> {
         std::mem::forget(temp);
     }
     let totals = outcome?;
+    show(&totals.disorder.iter().map(ToString::to_string).collect::<Vec<_>>(), SHOWN);
     if run_.json {
         println!("{}", json(run_, &totals, started));
     } else {
@@ -221,7 +304,6 @@ fn carry_out(run_: &Run) -> Result<ExitCode, Failure> {
 }
 
 fn report(run: &Run, cycle: &Cycle<'_>) {
-    const SHOWN: usize = 10;
     if run.verbose {
         eprintln!("{cycle}");
     }
@@ -249,8 +331,11 @@ fn summary(run: &Run, totals: &Totals) -> String {
     } else {
         String::new()
     };
+    let in_order = totals.in_order.map_or(String::new(), |(handled, again)| {
+        format!(", {handled} handled in order ({again} of them again)")
+    });
     format!(
-        "{}{}: {} cycles ({} with a start that was cut too), {} acknowledged, {}{first}, {} consumed{deleted}; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
+        "{}{}: {} cycles ({} with a start that was cut too), {} acknowledged, {}{first}, {} consumed{in_order}{deleted}; restart p50 {p50} ms, max {max} ms, the last over {} MiB of log",
         if totals.is_interrupted { "interrupted: " } else { "" },
         run.name,
         totals.cycles,
@@ -278,6 +363,8 @@ fn json(run: &Run, totals: &Totals, started: Instant) -> serde_json::Value {
         "acknowledged": totals.load.acknowledged,
         "acknowledged_bytes": totals.load.acknowledged_bytes,
         "consumed": totals.load.consumed,
+        "handled_in_order": totals.in_order.map(|(handled, _)| handled),
+        "handled_in_order_again": totals.in_order.map(|(_, again)| again),
         "commits_acknowledged": totals.load.commits,
         "topics_acknowledged": totals.load.topics,
         "stored": totals.stored,

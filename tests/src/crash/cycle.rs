@@ -5,6 +5,7 @@ use super::checker::{Kind, Violation, check};
 use super::disk::LoopDisk;
 use super::history::History;
 use super::load::{self, Figures, Gate};
+use super::order::Orderly;
 use super::process::{Process, Spec};
 use super::survey::survey;
 use rand::rngs::StdRng;
@@ -50,6 +51,8 @@ pub struct Settings {
     pub is_mixed: bool,
     /// Messages may be deleted from the beginning of queues.
     pub may_delete: bool,
+    /// Consumers that lock their queues are there all the time, and their order is checked at the end.
+    pub is_orderly: bool,
 }
 
 /// What a run came to.
@@ -72,6 +75,10 @@ pub struct Totals {
     /// Acknowledged messages that were deleted in due course.
     pub deleted: u64,
     pub unmount_retries: u64,
+    /// Messages that orderly consumers handled, and how many of these times it was not for the first time.
+    pub in_order: Option<(usize, usize)>,
+    /// What was wrong with that.
+    pub disorder: Vec<Violation>,
     /// Ended by Ctrl-C.
     pub is_interrupted: bool,
 }
@@ -146,7 +153,7 @@ pub fn run(
         settings.flush,
     );
     spec.arguments.clone_from(&settings.arguments);
-    let addresses = spec.addresses();
+    let (addresses, name_server_port) = (spec.addresses(), spec.name_server_port);
     let mut rng = StdRng::seed_from_u64(settings.seed);
     let mut history = History::default();
     let mut totals = Totals::default();
@@ -162,6 +169,8 @@ pub fn run(
     let mut process = Process::spawn(&spec_of_start(&mut rng))?;
     process.wait_ready()?;
     load::make_load_topics(&addresses, &mut history)?;
+    let orderly =
+        if settings.is_orderly { Some(Orderly::start(name_server_port, &addresses)?) } else { None };
     for number in 1..=settings.cycles {
         let switch = Switch::arm(fault)?;
         let after = rng.random_range(0..=settings.messages);
@@ -232,6 +241,17 @@ pub fn run(
         if must_end {
             break;
         }
+    }
+    if let Some(orderly) = orderly
+        && !totals.is_interrupted
+    {
+        let (figures, violations) = orderly.finish()?;
+        totals.in_order = Some(figures);
+        for violation in &violations {
+            *totals.violations.entry(violation.kind).or_default() += 1;
+            totals.first_violation.get_or_insert(totals.cycles);
+        }
+        totals.disorder = violations;
     }
     process.kill();
     if let Fault::PowerCut(disk) = fault {

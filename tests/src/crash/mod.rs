@@ -6,6 +6,10 @@
 //!   history    what was tried, promised and seen, up to the fault
 //!   survey     what a restarted broker has: everything, read through ordinary pulls
 //!   checker    history against survey; knows neither broker nor protocol
+//!   deliveries what consumers of a group were given, and its checks; knows neither broker nor protocol
+//!   member     a consumer, in this process or in one of its own that may be killed
+//!   order      orderly consumers over all cycles of a run
+//!   storm      consumers that come, leave and crash, under a broker that stays
 //!   process    a broker that may be killed at any moment, also before it is ready
 //!   disk       a file system of our own on a loop device, and its power switch
 //!
@@ -17,11 +21,15 @@
 
 pub mod checker;
 pub mod cycle;
+pub mod deliveries;
 pub mod disk;
 pub mod history;
 pub mod load;
+pub mod member;
+pub mod order;
 pub mod payload;
 pub mod process;
+pub mod storm;
 pub mod survey;
 
 /// A run that cannot go on, in one line.
