@@ -3,28 +3,29 @@
 use super::effects::{Effects, News, ReplyTo};
 use super::filter::Filter;
 use super::groups::Client;
-use super::limits::GROUPS_MAX;
+use super::limits::TOPICS_MAX;
 use super::records::kind;
 use super::topics::check_config;
 use super::{Announcement, Refusal, Request, Shard, attributes};
 use ringmq_protocol::body::{
-    Body, CheckClientConfigBody, Connection, ConsumeStats, ConsumerConnection, ConsumerListBody, DataVersion,
-    GroupList, HeartbeatData, KvTable, LockBatchBody, LockBatchResult, MessageQueue, OffsetWrapper,
-    ProducerConnection, SubscriptionGroupConfig, SubscriptionGroupWrapper, TopicConfig,
-    TopicConfigSerializeWrapper, TopicFilterType, TopicList, TopicOffset, TopicStatsTable, perm,
+    Body, CheckClientConfigBody, Connection, ConsumerConnection, ConsumerListBody, CreateTopicListBody,
+    DataVersion, GroupList, HeartbeatData, KvTable, MessageQueue, ProducerConnection, TopicConfig,
+    TopicConfigSerializeWrapper, TopicFilterType, TopicList, TopicOffset, TopicStatsTable,
 };
 use ringmq_protocol::code::{RequestCode, ResponseCode};
-use ringmq_protocol::frame::VERSION_REPORTED;
+use ringmq_protocol::frame::{FRAME_BYTES_MAX, VERSION_REPORTED};
 use ringmq_protocol::name;
 use ringmq_protocol::request::{
-    CreateTopicRequest, DeleteTopicRequest, GetConsumeStatsRequest, GetConsumerConnectionListRequest,
-    GetConsumerListByGroupRequest, GetProducerConnectionListRequest, GetSubscriptionGroupConfigRequest,
-    GetTopicConfigRequest, GetTopicStatsInfoRequest, HeartbeatResponse, QueryTopicConsumeByWhoRequest,
-    UnregisterClientRequest,
+    CreateTopicRequest, DeleteTopicRequest, GetConsumerConnectionListRequest, GetConsumerListByGroupRequest,
+    GetProducerConnectionListRequest, GetTopicConfigRequest, GetTopicStatsInfoRequest, HeartbeatResponse,
+    QueryTopicConsumeByWhoRequest, UnregisterClientRequest,
 };
 use ringmq_protocol::types::{QueueId, QueueOffset};
 use ringmq_storage::{Missing, QueueIx};
 use std::collections::BTreeMap;
+
+/// Room for the header of an answer when its body is compared with the largest frame, in bytes.
+const HEADER_ROOM: usize = 64 << 10;
 
 impl Shard {
     /// HEART_BEAT (34): registers the client in its groups, and makes what they need.
@@ -38,18 +39,27 @@ impl Shard {
             version: request.header.version,
             seen_ms: self.now.monotonic_ms,
         };
-        let mut must_send_subscriptions = false;
+        // Without a fingerprint the client always sends all it has.
+        let mut must_send_subscriptions = heartbeat.heartbeat_fingerprint == 0;
         for data in &heartbeat.consumer_data_set {
             // A group that cannot be made is left out; its pulls say why.
             if self.ensure_group(&data.group_name, fx).is_err() {
                 continue;
             }
+            let mut topics =
+                data.subscription_data_set.iter().filter_map(|wanted| self.topics.get(&wanted.topic));
+            let is_ordered = topics.any(|topic| topic.config.order);
             // Consuming works without it; the next heartbeat tries again.
-            let _ = self.ensure_retry_topic(&data.group_name);
-            let changed =
-                self.groups.register_consumer(connection, client.clone(), data, heartbeat.without_sub);
-            must_send_subscriptions |= !self.groups.knows_subscriptions(&data.group_name);
-            if changed {
+            let _ = self.ensure_retry_topic(&data.group_name, is_ordered);
+            let (without_sub, fingerprint) = (heartbeat.without_sub, heartbeat.heartbeat_fingerprint);
+            let client = client.clone();
+            let registered =
+                self.groups.register_consumer(connection, client, data, without_sub, fingerprint);
+            must_send_subscriptions |= registered.wants_subscriptions;
+            if let Some(warning) = registered.warning {
+                fx.log_error(format!("{}: {warning}", self.config.broker_name));
+            }
+            if registered.is_change {
                 self.notify_group(&data.group_name, fx);
             }
         }
@@ -58,7 +68,7 @@ impl Shard {
         }
         let response = HeartbeatResponse {
             is_support_heart_beat_v2: Some(true),
-            is_sub_change: Some(!heartbeat.without_sub || must_send_subscriptions),
+            is_sub_change: Some(must_send_subscriptions),
         };
         fx.replies.push(request.to, ResponseCode::SUCCESS, None, &response, &[]);
         Ok(())
@@ -91,24 +101,6 @@ impl Shard {
         Ok(())
     }
 
-    /// LOCK_BATCH_MQ (41).
-    pub(super) fn on_lock(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
-        let asked = LockBatchBody::from_json(request.body).map_err(Refusal::unreadable)?;
-        let queues = asked.mq_set;
-        let lock_ok_mq_set =
-            self.locks.lock(&asked.consumer_group, &asked.client_id, queues, self.now.monotonic_ms);
-        reply_body(request.to, &LockBatchResult { lock_ok_mq_set }, fx);
-        Ok(())
-    }
-
-    /// UNLOCK_BATCH_MQ (42).
-    pub(super) fn on_unlock(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
-        let asked = LockBatchBody::from_json(request.body).map_err(Refusal::unreadable)?;
-        self.locks.unlock(&asked.consumer_group, &asked.client_id, &asked.mq_set);
-        fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &[]);
-        Ok(())
-    }
-
     /// CHECK_CLIENT_CONFIG (46): a consumer asks whether its filter can be evaluated here.
     pub(super) fn on_check_client(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = CheckClientConfigBody::from_json(request.body).map_err(Refusal::unreadable)?;
@@ -123,6 +115,10 @@ impl Shard {
         match request.code() {
             RequestCode::UPDATE_AND_CREATE_TOPIC => {
                 self.create_topic(request.to, &CreateTopicRequest::decode(ext)?)
+            }
+            RequestCode::UPDATE_AND_CREATE_TOPIC_LIST => {
+                let list = CreateTopicListBody::from_json(request.body).map_err(Refusal::unreadable)?;
+                self.create_topics(request.to, list.topic_config_list, fx)
             }
             RequestCode::DELETE_TOPIC_IN_BROKER => {
                 self.delete_topic(request.to, &DeleteTopicRequest::decode(ext)?.topic, fx)
@@ -177,35 +173,12 @@ impl Shard {
                 reply_body(request.to, &ProducerConnection { connection_set }, fx);
                 Ok(())
             }
-            RequestCode::GET_CONSUME_STATS => {
-                let asked = GetConsumeStatsRequest::decode(ext)?;
-                let body = self.consume_stats(&asked)?;
-                reply_body(request.to, &body, fx);
-                Ok(())
-            }
-            RequestCode::GET_ALL_SUBSCRIPTIONGROUP_CONFIG => {
-                let body = SubscriptionGroupWrapper {
-                    subscription_group_table: self.groups.configs.clone(),
-                    ..SubscriptionGroupWrapper::default()
-                };
-                reply_body(request.to, &body, fx);
-                Ok(())
-            }
-            RequestCode::GET_SUBSCRIPTIONGROUP_CONFIG => {
-                let asked = GetSubscriptionGroupConfigRequest::decode(ext)?;
-                self.ensure_group(&asked.group, fx)?;
-                reply_body(request.to, &self.groups.configs[&*asked.group], fx);
-                Ok(())
-            }
             RequestCode::GET_ALL_DELAY_OFFSET => self.on_delay_offsets(request, fx),
             RequestCode::GET_BROKER_RUNTIME_INFO => {
                 reply_body(request.to, &KvTable { table: self.runtime_info() }, fx);
                 Ok(())
             }
-            _ => {
-                let remark = format!(" request type {} not supported", request.header.code);
-                Err(Refusal::new(ResponseCode::REQUEST_CODE_NOT_SUPPORTED, remark))
-            }
+            _ => self.on_group_admin(request, fx),
         }
     }
 
@@ -236,13 +209,52 @@ impl Shard {
         self.put_topic(config, Some(to))
     }
 
+    /// UPDATE_AND_CREATE_TOPIC_LIST (18): all are checked before the first one is made. Answered as 17 is, for the last of them.
+    fn create_topics(
+        &mut self,
+        to: ReplyTo,
+        configs: Vec<TopicConfig>,
+        fx: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let mut checked = Vec::with_capacity(configs.len());
+        let mut made = std::collections::BTreeSet::new();
+        for config in configs {
+            self.refuse_system_topic(&config.topic_name)?;
+            check_topic(&config)?;
+            let known = self.topics.get(&config.topic_name).map(|topic| topic.config.attributes.clone());
+            if known.is_none() {
+                made.insert(config.topic_name.clone());
+            }
+            // Names come with the sign that says whether they are set or removed, as in 17.
+            let changes: Vec<String> = config
+                .attributes
+                .iter()
+                .map(|(name, value)| match name.starts_with('-') {
+                    true => name.clone(),
+                    false => format!("{name}={value}"),
+                })
+                .collect();
+            let attributes = attributes::change(&known.unwrap_or_default(), &changes.join(","));
+            checked.push(TopicConfig { attributes: attributes.map_err(Refusal::invalid)?, ..config });
+        }
+        if self.topics.len() + made.len() > TOPICS_MAX {
+            return Err(Refusal::too_many_topics());
+        }
+        let Some(last) = checked.pop() else {
+            fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]);
+            return Ok(());
+        };
+        for config in checked {
+            self.put_topic(config, None)?;
+        }
+        self.put_topic(last, Some(to))
+    }
+
     /// Makes a topic or changes its settings: a record first, the name servers once it is durable.
     pub(super) fn put_topic(&mut self, config: TopicConfig, waiter: Option<ReplyTo>) -> Result<(), Refusal> {
-        name::validate_topic(&config.topic_name).map_err(|error| Refusal::invalid(error.to_string()))?;
-        check_config(&config).map_err(Refusal::invalid)?;
-        if self.topics.is_full() && self.topics.get(&config.topic_name).is_none() {
-            let remark = format!("the broker has {} topics, which is its limit", super::limits::TOPICS_MAX);
-            return Err(Refusal::new(ResponseCode::SYSTEM_BUSY, remark));
+        check_topic(&config)?;
+        if self.topics.len() >= TOPICS_MAX && self.topics.get(&config.topic_name).is_none() {
+            return Err(Refusal::too_many_topics());
         }
         let block = self.append_record(kind::TOPIC, &config.to_json())?;
         self.topics.put(config.clone(), true);
@@ -291,6 +303,7 @@ impl Shard {
                 fx.replies.push(pull.to, refusal.code, Some(&refusal.remark), &(), &[]);
             }
         }
+        self.offsets.forget_pulled_from(&removed.known_queues().collect());
         self.index.remove_topic(topic);
         self.offsets.remove_topic(topic);
         let pending = self.pending(block);
@@ -307,40 +320,6 @@ impl Shard {
             return Err(Refusal::invalid(format!("The topic[{topic}] is conflict with system topic.")));
         }
         Ok(())
-    }
-
-    /// Makes the settings of a group that nobody made before, with RocketMQ's defaults. A log that takes no record does
-    /// not keep a group from consuming: after a restart the same defaults would be made again.
-    pub(super) fn ensure_group(&mut self, group: &str, fx: &mut Effects) -> Result<(), Refusal> {
-        if self.groups.configs.contains_key(group) {
-            return Ok(());
-        }
-        let refuse = |why: String| {
-            Refusal::new(
-                ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST,
-                format!("subscription group [{group}] does not exist: {why}"),
-            )
-        };
-        name::validate_group(group).map_err(|error| refuse(error.to_string()))?;
-        if self.groups.configs.len() >= GROUPS_MAX {
-            let problem = format!("there are {GROUPS_MAX} groups, which is the limit");
-            fx.log_error(format!("{}: group {group} refused: {problem}", self.config.broker_name));
-            return Err(refuse(problem));
-        }
-        let config = SubscriptionGroupConfig::new(group);
-        let _ = self.append_record(kind::GROUP, &config.to_json());
-        self.groups.configs.insert(group.to_owned(), config);
-        Ok(())
-    }
-
-    /// Consumers subscribe to their group's retry topic, and tools find a group through its route.
-    pub(super) fn ensure_retry_topic(&mut self, group: &str) -> Result<(), Refusal> {
-        let topic = name::retry_topic(group);
-        if self.topics.get(&topic).is_some() {
-            return Ok(());
-        }
-        let queue_count = self.groups.configs[group].retry_queue_nums.max(1) as u32;
-        self.put_topic(TopicConfig::new(&*topic, queue_count, perm::READ | perm::WRITE), None)
     }
 
     fn topic_stats(&mut self, name: &str) -> Result<TopicStatsTable, Refusal> {
@@ -371,48 +350,9 @@ impl Shard {
     }
 
     /// When the message before an offset was stored; 0 if there is none.
-    fn store_time_before(&mut self, queue: QueueIx, offset: QueueOffset) -> Result<i64, Missing> {
+    pub(super) fn store_time_before(&mut self, queue: QueueIx, offset: QueueOffset) -> Result<i64, Missing> {
         let Some(last) = offset.0.checked_sub(1) else { return Ok(0) };
         Ok(self.store_time(queue, QueueOffset(last), offset)?.map_or(0, |timestamp| timestamp.0))
-    }
-
-    fn consume_stats(&mut self, asked: &GetConsumeStatsRequest<'_>) -> Result<ConsumeStats, Refusal> {
-        let group = &*asked.consumer_group;
-        let listed: Vec<String> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
-            (Some(list), _) if !list.is_empty() => {
-                list.split(';').filter(|topic| !topic.is_empty()).map(str::to_owned).collect()
-            }
-            (_, Some(topic)) if !topic.is_empty() => vec![topic.to_owned()],
-            _ => self.offsets.topics_of(group).map(str::to_owned).collect(),
-        };
-        let mut stats = ConsumeStats::default();
-        let mut missing = Missing::default();
-        for name in listed {
-            let Some(topic) = self.topics.get(&name) else { continue };
-            for queue_id in 0..topic.config.read_queue_nums {
-                let committed = self.offsets.get(group, &name, QueueId(queue_id)).unwrap_or_default();
-                let queue = self.known_queue(&name, QueueId(queue_id));
-                let last_timestamp = match queue.map(|queue| self.store_time_before(queue, committed)) {
-                    Some(Err(more)) => {
-                        missing.0.extend(more.0);
-                        continue;
-                    }
-                    Some(Ok(timestamp)) => timestamp,
-                    None => 0,
-                };
-                let visible = queue.map_or(QueueOffset(0), |queue| self.queues[queue.0 as usize].visible);
-                let wrapper = OffsetWrapper {
-                    broker_offset: visible.0 as i64,
-                    consumer_offset: committed.0 as i64,
-                    pull_offset: committed.0 as i64,
-                    last_timestamp,
-                };
-                stats
-                    .offset_table
-                    .insert(MessageQueue::new(&name, &self.config.broker_name, queue_id as i32), wrapper);
-            }
-        }
-        if missing.0.is_empty() { Ok(stats) } else { Err(missing.into()) }
     }
 
     fn consumer_connections(&self, name: &str) -> Result<ConsumerConnection, Refusal> {
@@ -454,12 +394,23 @@ impl Shard {
     }
 }
 
+/// What is wrong with a topic's name or settings, if anything.
+fn check_topic(config: &TopicConfig) -> Result<(), Refusal> {
+    name::validate_topic(&config.topic_name).map_err(|error| Refusal::invalid(error.to_string()))?;
+    check_config(config).map_err(Refusal::invalid)
+}
+
 impl Refusal {
-    fn invalid(remark: String) -> Refusal {
+    fn too_many_topics() -> Refusal {
+        let remark = format!("the broker has {TOPICS_MAX} topics at most");
+        Refusal::new(ResponseCode::SYSTEM_BUSY, remark)
+    }
+
+    pub(super) fn invalid(remark: String) -> Refusal {
         Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
     }
 
-    fn unreadable(error: impl ToString) -> Refusal {
+    pub(super) fn unreadable(error: impl ToString) -> Refusal {
         Refusal::new(
             ResponseCode::SYSTEM_ERROR,
             format!("the body of the request cannot be read: {}", error.to_string()),
@@ -467,8 +418,14 @@ impl Refusal {
     }
 }
 
-fn reply_body(to: ReplyTo, body: &impl Body, fx: &mut Effects) {
-    fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &body.to_json());
+/// Answers with a body, unless no peer would accept a frame that large.
+pub(super) fn reply_body(to: ReplyTo, body: &impl Body, fx: &mut Effects) {
+    let body = body.to_json();
+    if body.len() + HEADER_ROOM > FRAME_BYTES_MAX as usize {
+        let remark = format!("the answer of {} bytes exceeds the largest frame", body.len());
+        return fx.replies.push(to, ResponseCode::SYSTEM_ERROR, Some(&remark), &(), &[]);
+    }
+    fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &body);
 }
 
 fn connection_of(client: &Client) -> Connection {

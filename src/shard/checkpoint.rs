@@ -9,7 +9,7 @@
 use super::limits::{CHECKPOINT_PAUSE_MS, CHECKPOINT_RETRY_MS, CHECKPOINT_TURN_BYTES};
 use super::offsets::Commit;
 use super::records::{self, kind};
-use super::{Refusal, Shard};
+use super::{Refusal, Shard, groups::Groups};
 use ringmq_protocol::body::Body;
 use ringmq_storage::{ChainPoint, SegmentBase};
 use std::collections::VecDeque;
@@ -21,6 +21,10 @@ enum Piece {
     Group(Box<str>),
     /// Offsets of a group for a topic.
     Offsets(Box<str>, Box<str>),
+    /// Resets that the consumers of a group have still to take.
+    Resets(Box<str>),
+    /// Queue locks of a group.
+    Locks(Box<str>),
     /// Queues of a topic.
     Queues(Box<str>),
     /// How far the delay levels are.
@@ -134,6 +138,8 @@ impl Shard {
         );
         pieces.extend(self.groups.configs.keys().map(|group| Piece::Group(name(group))));
         pieces.extend(self.offsets.pairs().into_iter().map(|(g, t)| Piece::Offsets(name(g), name(t))));
+        pieces.extend(self.offsets.groups_with_resets().map(|group| Piece::Resets(name(group))));
+        pieces.extend(self.locks.groups().map(|group| Piece::Locks(name(group))));
         pieces.extend(topics.iter().map(|t| Piece::Queues(name(&t.config.topic_name))));
         pieces.push_back(Piece::Delays);
         self.checkpoints.running = Some(Running { begin, pieces, bytes: 0 });
@@ -149,13 +155,22 @@ impl Shard {
             ),
             Piece::Group(group) => (
                 kind::GROUP,
-                self.groups.configs.get(&**group).map(|config| config.to_json()).into_iter().collect(),
+                self.groups
+                    .configs
+                    .get(&**group)
+                    .map(|config| Groups::record(config, self.groups.forbidden.get(&**group)))
+                    .into_iter()
+                    .collect(),
             ),
             Piece::Offsets(group, topic) => {
                 let commits = self.offsets.queues(group, topic);
                 let commits = commits.map(|(queue_id, offset)| Commit { group, topic, queue_id, offset });
                 (kind::OFFSETS, records::encode_commits(commits))
             }
+            Piece::Resets(group) => {
+                (kind::RESETS, records::encode_resets(true, self.offsets.resets_of(group)))
+            }
+            Piece::Locks(group) => (kind::LOCKS, self.locks.encode(group, self.now.monotonic_ms)),
             Piece::Queues(topic) => {
                 let queues = self.index.queues_of(topic);
                 let marks = queues.filter_map(|(id, queue)| Some((id, self.index.mark(queue)?)));

@@ -13,6 +13,7 @@ use super::find::Find;
 use super::hold::Pull;
 use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX};
 use super::pull::Chosen;
+use super::relay::Question;
 use super::retry::SendBack;
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
@@ -46,6 +47,8 @@ pub(super) enum Purpose {
     Pull { pull: Pull, ranges: Vec<LogRange>, next: QueueOffset },
     /// A look-up of the message at this position.
     View { to: ReplyTo, position: PhysicalOffset },
+    /// A question for a client about the message at this position.
+    Question { question: Box<Question>, position: PhysicalOffset },
     /// A search for messages with a key, of which the next one is here.
     Find { find: Box<Find>, position: PhysicalOffset },
     /// A message that its consumer sends back.
@@ -60,6 +63,7 @@ impl Purpose {
         match self {
             Purpose::Pull { pull, .. } => Ok(pull.to),
             Purpose::View { to, .. } => Ok(*to),
+            Purpose::Question { question, .. } => Ok(question.to),
             Purpose::Find { find, .. } => Ok(find.to),
             Purpose::SendBack { back, .. } => Ok(back.to),
             Purpose::Delay { level, .. } => Err(*level),
@@ -358,6 +362,13 @@ impl Shard {
                 Seen::Behind(block) => self.read_stretch(block, false, Purpose::View { to, position }, fx),
                 Seen::Bytes(message) => self.reply_view(to, position, Some(message), fx),
                 Seen::Nothing => self.reply_view(to, position, None, fx),
+            },
+            Purpose::Question { question, position } => match stretch.message(position, self) {
+                Seen::Behind(block) => {
+                    self.read_stretch(block, false, Purpose::Question { question, position }, fx);
+                }
+                Seen::Bytes(message) => self.on_question_message(*question, message, fx),
+                Seen::Nothing => self.reply_view(question.to, position, None, fx),
             },
             Purpose::Find { find, position } => match stretch.message(position, self) {
                 Seen::Behind(block) => self.read_stretch(block, false, Purpose::Find { find, position }, fx),

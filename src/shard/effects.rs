@@ -79,6 +79,21 @@ impl Replies {
         self.entries.push(Entry { to, end: self.bytes.len(), body: Vec::new() });
     }
 
+    /// Adds a request of ours to a client, whose answer will carry `opaque`.
+    pub fn push_call(
+        &mut self,
+        connection: ConnectionId,
+        opaque: Opaque,
+        code: RequestCode,
+        fields: &dyn Fields,
+        body: Vec<Bytes>,
+    ) {
+        let to = ReplyTo { connection, codec: Codec::Json, opaque, oneway: false };
+        let body_bytes = body.iter().map(Bytes::len).sum();
+        encode(&mut self.bytes, &head(to, code.0, 0, None), fields, body_bytes);
+        self.entries.push(Entry { to, end: self.bytes.len(), body });
+    }
+
     /// Moves everything from `other` behind what is here, and leaves `other` empty with its memory.
     pub fn append(&mut self, other: &mut Replies) {
         let shift = self.bytes.len();

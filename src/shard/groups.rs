@@ -2,6 +2,7 @@
 //!
 //! G1  A member is a connection. It leaves with its connection, when it says so, or when its heartbeats stop.
 //! G2  Every member of a group is told when its members or the topics of its subscriptions change.
+//!     Those of broadcasting groups and of groups that do not want it are not: they share nothing.
 //! G3  A group without members keeps its settings and offsets, and forgets its subscriptions.
 
 use super::Refusal;
@@ -12,7 +13,9 @@ use ringmq_protocol::body::{
     ConsumeFromWhere, ConsumeType, ConsumerData, MessageModel, SubscriptionData, SubscriptionGroupConfig,
 };
 use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::name;
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -27,6 +30,49 @@ pub(super) struct Client {
     pub(super) seen_ms: i64,
 }
 
+/// A group as pulls name it: small, and never used for another group while the broker runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct GroupNumber(u32);
+
+/// What a pull has to know of its group's settings.
+#[derive(Clone, Copy)]
+pub(super) struct Admission {
+    pub(super) number: GroupNumber,
+    pub(super) consume_enable: bool,
+}
+
+/// Characters of a subscription in a warning.
+const WARNING_CHARS_MAX: usize = 200;
+
+/// Bit of a forbidden table: the group may not read the topic.
+const FORBIDDEN_READ: i32 = 1 << 2;
+
+/// The record of a group in the log: RocketMQ's settings, and beside them the topics that the group may not read.
+#[derive(Serialize, Deserialize)]
+struct GroupRecord {
+    #[serde(flatten)]
+    config: SubscriptionGroupConfig,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    forbidden: BTreeMap<String, i32>,
+}
+
+struct Member {
+    client: Client,
+    /// What it subscribes to, for comparison and for people.
+    subscribes: Rc<str>,
+}
+
+/// What a heartbeat has changed.
+#[derive(Default)]
+pub(super) struct Registered {
+    /// Members or topics of the group.
+    pub(super) is_change: bool,
+    /// Members that subscribe differently, if that is news.
+    pub(super) warning: Option<String>,
+    /// The broker does not know what the member subscribes to, or knows something else.
+    pub(super) wants_subscriptions: bool,
+}
+
 struct Subscription {
     data: SubscriptionData,
     /// A member with a wrong expression is a member; its pulls are told what is wrong.
@@ -35,16 +81,27 @@ struct Subscription {
 
 #[derive(Default)]
 pub(super) struct ConsumerGroup {
-    members: BTreeMap<ConnectionId, Client>,
+    members: BTreeMap<ConnectionId, Member>,
     subscriptions: BTreeMap<String, Subscription>,
     pub(super) consume_type: ConsumeType,
     pub(super) message_model: MessageModel,
     pub(super) consume_from_where: ConsumeFromWhere,
+    /// Of the last heartbeat with subscriptions; 0 if it had none.
+    fingerprint: i32,
 }
 
 impl ConsumerGroup {
     pub(super) fn members(&self) -> impl Iterator<Item = &Client> {
-        self.members.values()
+        self.members.values().map(|member| &member.client)
+    }
+
+    /// The members with their connections.
+    pub(super) fn connections(&self) -> impl Iterator<Item = (ConnectionId, &Client)> {
+        self.members.iter().map(|(connection, member)| (*connection, &member.client))
+    }
+
+    pub(super) fn subscription(&self, topic: &str) -> Option<&SubscriptionData> {
+        self.subscriptions.get(topic).map(|subscription| &subscription.data)
     }
 
     pub(super) fn subscriptions(&self) -> impl Iterator<Item = (&str, &SubscriptionData)> {
@@ -55,6 +112,11 @@ impl ConsumerGroup {
 #[derive(Default)]
 pub(super) struct Groups {
     pub(super) configs: BTreeMap<String, SubscriptionGroupConfig>,
+    /// By group and topic, see `FORBIDDEN_READ`.
+    pub(super) forbidden: BTreeMap<String, BTreeMap<String, i32>>,
+    /// Of each group in `configs`.
+    admissions: FxHashMap<Box<str>, Admission>,
+    next_number: u32,
     consumers: BTreeMap<String, ConsumerGroup>,
     producers: BTreeMap<String, BTreeMap<ConnectionId, Client>>,
     /// The groups of each connection: consumers, then producers.
@@ -80,22 +142,35 @@ impl Groups {
         self.producers.entry(group.to_owned()).or_default().insert(connection, client);
     }
 
-    /// Takes a consumer's heartbeat. True if the group's members or topics have changed. With `without_subscriptions`
-    /// only the member is renewed, and what the group subscribes to stays.
+    /// Takes a consumer's heartbeat. With `without_subscriptions` only the member is renewed, and what the group
+    /// subscribes to stays.
     pub(super) fn register_consumer(
         &mut self,
         connection: ConnectionId,
         client: Client,
         data: &ConsumerData,
         without_subscriptions: bool,
-    ) -> bool {
+        fingerprint: i32,
+    ) -> Registered {
         self.connections.entry(connection).or_default().0.insert(data.group_name.clone());
         let group = self.consumers.entry(data.group_name.clone()).or_default();
-        let known = group.members.insert(connection, client.clone());
-        let mut changed = known.is_none_or(|known| known.client_id != client.client_id);
+        let known = group.members.remove(&connection);
+        let mut changed = known.as_ref().is_none_or(|known| known.client.client_id != client.client_id);
+        let before = known.map(|known| known.subscribes);
+        let is_other = group.fingerprint != 0 && group.fingerprint != fingerprint;
         if without_subscriptions {
-            return changed;
+            let subscribes = before.unwrap_or_default();
+            group.members.insert(connection, Member { client, subscribes });
+            let wants_subscriptions = is_other || group.subscriptions.is_empty();
+            return Registered { is_change: changed, warning: None, wants_subscriptions };
         }
+        let subscribes = group.subscribes(data);
+        let warning = match before.as_ref() == Some(&subscribes) {
+            true => None,
+            false => group.difference(&data.group_name, &client.client_id, &subscribes),
+        };
+        group.members.insert(connection, Member { client, subscribes });
+        group.fingerprint = fingerprint;
         group.consume_type = data.consume_type;
         group.message_model = data.message_model;
         group.consume_from_where = data.consume_from_where;
@@ -113,7 +188,68 @@ impl Groups {
         group
             .subscriptions
             .retain(|topic, _| data.subscription_data_set.iter().any(|new| new.topic == *topic));
-        changed || group.subscriptions.len() != before
+        let is_change = changed || group.subscriptions.len() != before;
+        Registered { is_change, warning, wants_subscriptions: is_other }
+    }
+
+    /// What a pull has to know of its group, if there is such a group.
+    pub(super) fn admission(&self, group: &str) -> Option<Admission> {
+        self.admissions.get(group).copied()
+    }
+
+    /// Makes a group or changes its settings.
+    pub(super) fn put(&mut self, config: SubscriptionGroupConfig) {
+        let next_number = &mut self.next_number;
+        let admission = self.admissions.entry(config.group_name.as_str().into()).or_insert_with(|| {
+            *next_number += 1;
+            Admission { number: GroupNumber(*next_number), consume_enable: true }
+        });
+        admission.consume_enable = config.consume_enable;
+        self.configs.insert(config.group_name.clone(), config);
+    }
+
+    /// Forgets the settings of a group.
+    pub(super) fn remove(&mut self, group: &str) {
+        self.configs.remove(group);
+        self.forbidden.remove(group);
+        self.admissions.remove(group);
+    }
+
+    /// The body of a group's record.
+    pub(super) fn record(
+        config: &SubscriptionGroupConfig,
+        forbidden: Option<&BTreeMap<String, i32>>,
+    ) -> Vec<u8> {
+        let record =
+            GroupRecord { config: config.clone(), forbidden: forbidden.cloned().unwrap_or_default() };
+        serde_json::to_vec(&record).expect("settings have a form in JSON")
+    }
+
+    /// What a record of the log says.
+    pub(super) fn apply(&mut self, body: &[u8]) -> Result<(), serde_json::Error> {
+        let GroupRecord { config, forbidden } = serde_json::from_slice(body)?;
+        match forbidden.is_empty() {
+            true => self.forbidden.remove(&config.group_name),
+            false => self.forbidden.insert(config.group_name.clone(), forbidden),
+        };
+        self.put(config);
+        Ok(())
+    }
+
+    /// Whether a group was forbidden to read a topic.
+    pub(super) fn is_forbidden(&self, group: &str, topic: &str) -> bool {
+        let bits = self.forbidden.get(group).and_then(|topics| topics.get(topic));
+        bits.is_some_and(|bits| bits & FORBIDDEN_READ != 0)
+    }
+
+    /// The topics that the group may not read, if `topic` is made one of them or not.
+    pub(super) fn with_forbidden(&self, group: &str, topic: &str, readable: bool) -> BTreeMap<String, i32> {
+        let mut topics = self.forbidden.get(group).cloned().unwrap_or_default();
+        match readable {
+            true => topics.remove(topic),
+            false => topics.insert(topic.to_owned(), FORBIDDEN_READ),
+        };
+        topics
     }
 
     /// Online groups that subscribe to a topic.
@@ -132,14 +268,12 @@ impl Groups {
             .collect()
     }
 
-    /// True if a heartbeat without subscriptions leaves nothing unknown about the group.
-    pub(super) fn knows_subscriptions(&self, group: &str) -> bool {
-        self.consumers.get(group).is_some_and(|group| !group.subscriptions.is_empty())
-    }
-
-    /// The connections to be told of a change of the group.
-    pub(super) fn connections_of(&self, group: &str) -> Vec<ConnectionId> {
-        self.consumers.get(group).map(|group| group.members.keys().copied().collect()).unwrap_or_default()
+    /// G2: the connections to be told of a change of the group.
+    pub(super) fn connections_to_notify(&self, name: &str) -> Vec<ConnectionId> {
+        let is_wanted = self.configs.get(name).is_none_or(|config| config.notify_consumer_ids_changed_enable);
+        let group = self.consumers.get(name).filter(|group| group.message_model == MessageModel::Clustering);
+        let told = group.filter(|_| is_wanted).map(|group| group.members.keys().copied().collect());
+        told.unwrap_or_default()
     }
 
     /// The client leaves the groups named. True if the consumer group has changed.
@@ -175,6 +309,7 @@ impl Groups {
     pub(super) fn expire(&mut self, now_ms: i64) -> Vec<String> {
         let is_stale = |client: &Client| now_ms - client.seen_ms > CLIENT_EXPIRY_MS;
         let of_consumers = self.consumers.values().flat_map(|group| &group.members);
+        let of_consumers = of_consumers.map(|(id, member)| (id, &member.client));
         let of_producers = self.producers.values().flatten();
         let stale: BTreeSet<ConnectionId> = of_consumers
             .chain(of_producers)
@@ -193,10 +328,7 @@ impl Groups {
         topic: &str,
         wanted_version: i64,
     ) -> Result<Rc<Filter>, Refusal> {
-        let known = self.consumers.get(group).ok_or_else(|| {
-            let remark = format!("the consumer's group info not exist, group: {group}");
-            Refusal::new(ResponseCode::SUBSCRIPTION_NOT_EXIST, remark)
-        })?;
+        let known = self.consumers.get(group).ok_or_else(|| Refusal::not_online(group))?;
         let subscription = known.subscriptions.get(topic).ok_or_else(|| {
             let remark = format!("the consumer's subscription not exist, group: {group}, topic: {topic}");
             Refusal::new(ResponseCode::SUBSCRIPTION_NOT_EXIST, remark)
@@ -224,6 +356,46 @@ impl Groups {
             self.consumers.remove(name);
         }
         was_member
+    }
+}
+
+impl Refusal {
+    pub(super) fn not_online(group: &str) -> Refusal {
+        let remark = format!("the consumer's group info not exist, group: {group}");
+        Refusal::new(ResponseCode::SUBSCRIPTION_NOT_EXIST, remark)
+    }
+}
+
+impl ConsumerGroup {
+    /// What a member subscribes to, besides the retry topic that all have; shared with members that say the same.
+    fn subscribes(&self, data: &ConsumerData) -> Rc<str> {
+        let mut topics: Vec<String> = data
+            .subscription_data_set
+            .iter()
+            .filter(|wanted| !name::is_retry_topic(&wanted.topic))
+            .map(|wanted| match wanted.is_tag() {
+                true => format!("{} ({})", wanted.topic, wanted.sub_string),
+                false => format!("{} ({} {})", wanted.topic, wanted.expression_type, wanted.sub_string),
+            })
+            .collect();
+        topics.sort_unstable();
+        let text = topics.join(", ");
+        let same = self.members.values().map(|member| &member.subscribes).find(|known| ***known == *text);
+        same.cloned().unwrap_or_else(|| text.into())
+    }
+
+    /// What to tell the operator if another member does not subscribe to the same.
+    fn difference(&self, group: &str, client_id: &str, subscribes: &Rc<str>) -> Option<String> {
+        let mut others = self.members.values();
+        let other =
+            others.find(|member| !member.subscribes.is_empty() && member.subscribes != *subscribes)?;
+        let short = |text: &str| -> String { text.chars().take(WARNING_CHARS_MAX).collect() };
+        Some(format!(
+            "group {group}: its members subscribe differently, so that some messages reach none of them: {client_id} wants {}, {} wants {}; give all members of a group the same subscriptions",
+            short(subscribes),
+            other.client.client_id,
+            short(&other.subscribes)
+        ))
     }
 }
 

@@ -7,6 +7,7 @@
 
 use super::effects::{ConnectionId, ReplyTo};
 use super::filter::Filter;
+use super::groups::GroupNumber;
 use super::limits::HOLD_ANSWERS_MAX;
 use super::sql::Sql;
 use ringmq_protocol::types::{QueueOffset, TagsCode};
@@ -20,6 +21,7 @@ use std::rc::Rc;
 pub(super) struct Pull {
     pub(super) to: ReplyTo,
     pub(super) queue: QueueIx,
+    pub(super) group: GroupNumber,
     /// What the client asked for.
     pub(super) from: QueueOffset,
     /// Everything before this was looked at and does not match the filter.
@@ -131,6 +133,11 @@ impl Holds {
         });
         at.insert(&pull.filter, id);
         self.pulls.insert(id, Pull { hold_until_ms: Some(deadline_ms), work: 0, ..pull });
+    }
+
+    /// The group that a pull is for.
+    pub(super) fn group_of(&self, id: HoldId) -> Option<GroupNumber> {
+        self.pulls.get(&id).map(|pull| pull.group)
     }
 
     /// What waits at a queue, if anything does.

@@ -64,6 +64,24 @@ pub const TOPIC_QUEUES_MAX: u32 = 4096;
 pub const TOPICS_MAX: usize = 200_000;
 /// Consumer groups of a shard.
 pub const GROUPS_MAX: usize = 100_000;
+/// Settings of one group, as JSON.
+pub const GROUP_CONFIG_BYTES_MAX: usize = 64 << 10;
+/// Topics that one group may be forbidden to read.
+pub const FORBIDDEN_TOPICS_MAX: usize = 1_000;
+/// Queues of groups whose progress in reading is known, besides what they have committed.
+pub const PULLED_MAX: usize = 1_000_000;
+/// Offsets that were reset and that no consumer has taken yet.
+pub const RESETS_MAX: usize = 100_000;
+/// Queues whose progress a tool is shown at a time.
+pub const CONSUME_STATS_MAX: usize = 50_000;
+/// Pages of indexes read to show it.
+pub const STATS_PAGES_MAX: usize = 1_024;
+/// Questions of tools that wait for clients.
+pub const RELAYS_MAX: usize = 1_024;
+/// How long a client has for its answer.
+pub const RELAY_MS: i64 = 10_000;
+/// Entries of a queue that a tool is shown at a time.
+pub const QUEUE_ENTRIES_SHOWN_MAX: usize = 1_024;
 /// Consumer offsets that came without wanting an answer are made durable at least this often.
 pub const OFFSETS_FLUSH_MS: i64 = 1_000;
 /// A client that has sent no heartbeat for this long is no member of its groups any more.
@@ -72,6 +90,8 @@ pub const CLIENT_EXPIRY_MS: i64 = 120_000;
 pub const CLIENT_SCAN_MS: i64 = 10_000;
 /// How long a queue lock lives after its holder's last request for it.
 pub const LOCK_MS: i64 = 60_000;
+/// Queues locked at a time.
+pub const LOCKS_MAX: usize = 100_000;
 /// How often it is looked at which messages of a topic are too old for it.
 pub const RETENTION_CHECK_MS: i64 = 1_000;
 /// Delay levels.

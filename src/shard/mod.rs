@@ -7,6 +7,7 @@
 //!   cold      reads of old data          groups    members, subscriptions   offsets   how far groups are
 //!   topics    topics and their queues    admin     what operators ask       query     look-ups
 //!   locks     strict order               records   settings in the log      recovery  all of it, from the log
+//!   progress  how far groups are         group_admin  settings of groups    relay     questions to clients
 //!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
 //!   retention what may be deleted      attributes what a topic has of its own
 //!   delay     messages for later       retry     what consumers could not process
@@ -24,16 +25,19 @@ mod delay;
 mod effects;
 mod filter;
 mod find;
+mod group_admin;
 mod groups;
 mod hold;
 pub mod limits;
 mod locks;
 mod lookups;
 mod offsets;
+mod progress;
 mod pull;
 mod query;
 mod records;
 mod recovery;
+mod relay;
 mod retention;
 mod retry;
 mod send;
@@ -58,6 +62,7 @@ use limits::{CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
 use locks::Locks;
 use lookups::{Lookups, Waiter};
 use offsets::Offsets;
+use relay::Relay;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Frame, Header};
@@ -131,6 +136,7 @@ pub struct Shard {
     locks: Locks,
     delays: Delays,
     holds: Holds,
+    relay: Relay,
     cold: ColdReads,
     /// What waits for blocks of the log, oldest first.
     pending: VecDeque<PendingBlock>,
@@ -173,11 +179,18 @@ struct Refusal {
     remark: String,
     /// Not refused, but to be asked again when these pages of sealed indexes are there.
     missing: Option<Missing>,
+    /// RocketMQ's number for what a pull is not permitted.
+    forbidden_type: Option<i32>,
 }
 
 impl Refusal {
     fn new(code: ResponseCode, remark: impl Into<String>) -> Self {
-        Refusal { code, remark: remark.into(), missing: None }
+        Refusal { code, remark: remark.into(), missing: None, forbidden_type: None }
+    }
+
+    /// A pull that is not permitted.
+    fn forbidden(forbidden_type: i32, remark: String) -> Self {
+        Refusal { forbidden_type: Some(forbidden_type), ..Refusal::new(ResponseCode::NO_PERMISSION, remark) }
     }
 
     fn no_topic(topic: &str) -> Self {
@@ -211,6 +224,7 @@ impl Shard {
     pub fn begin_turn(&mut self, now: Time) {
         self.now = now;
         self.holds.begin_turn();
+        self.locks.on_started(now.monotonic_ms);
     }
 
     /// A frame has arrived. What it asks for happens now; the answer may take a while.
@@ -223,8 +237,7 @@ impl Shard {
     ) {
         let header = &frame.header;
         if header.is_response() {
-            // All our requests to clients are one-way; a client that answers nevertheless does no harm.
-            return;
+            return self.on_answer(connection, frame, fx);
         }
         let request = Request { to: ReplyTo::new(connection, header), peer, header, body: frame.body };
         let done = match request.code() {
@@ -251,6 +264,10 @@ impl Shard {
         };
         match done {
             Ok(()) => {}
+            Err(Refusal { code, remark, forbidden_type: Some(forbidden_type), .. }) => {
+                let fields = vec![("forbiddenType".to_owned(), forbidden_type.to_string())];
+                fx.replies.push(request.to, code, Some(&remark), &fields, &[]);
+            }
             Err(Refusal { missing: Some(missing), .. }) => {
                 let waiter = Waiter::Request { connection, peer, frame: frame.bytes.into() };
                 self.wait_for(missing, waiter, fx);
@@ -262,6 +279,7 @@ impl Shard {
     /// A connection is gone.
     pub fn on_closed(&mut self, connection: ConnectionId, fx: &mut Effects) {
         self.holds.on_closed(connection);
+        self.forget_questions_to(connection, fx);
         for group in self.groups.on_closed(connection) {
             self.notify_group(&group, fx);
         }
@@ -271,6 +289,7 @@ impl Shard {
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.answer_holds(fx);
         self.deliver_due(fx);
+        self.expire_questions(fx);
         self.write_checkpoint();
         self.seal_segments(fx);
         self.release_segments(fx);
@@ -302,7 +321,8 @@ impl Shard {
         let due = self.delays.wake_ms().filter(|_| is_alive);
         let due = due.map(|ms| self.now.monotonic_ms + ms.saturating_sub(self.now.wall_ms).max(0));
         let hold = self.holds.next_deadline_ms(self.now.monotonic_ms);
-        [hold, self.flush_offsets_at_ms, scan, checkpoint, due].into_iter().flatten().min()
+        let question = self.relay.next_deadline_ms();
+        [hold, self.flush_offsets_at_ms, scan, checkpoint, due, question].into_iter().flatten().min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.
@@ -362,7 +382,7 @@ impl Shard {
     /// Tells every member of a group that the group has changed.
     fn notify_group(&mut self, group: &str, fx: &mut Effects) {
         let notice = NotifyConsumerIdsChangedRequest { consumer_group: Cow::Borrowed(group) };
-        for connection in self.groups.connections_of(group) {
+        for connection in self.groups.connections_to_notify(group) {
             fx.replies.push_request(connection, RequestCode::NOTIFY_CONSUMER_IDS_CHANGED, &notice);
         }
     }
@@ -376,6 +396,11 @@ impl Shard {
 
     /// Answers a request once all that is staged by now is durable.
     fn reply_when_durable(&mut self, to: ReplyTo, fx: &mut Effects) -> Result<(), Refusal> {
+        self.body_when_durable(to, &[], fx)
+    }
+
+    /// The same with a body.
+    fn body_when_durable(&mut self, to: ReplyTo, body: &[u8], fx: &mut Effects) -> Result<(), Refusal> {
         let is_behind = self.log.staged_bytes() > 0;
         if let Some(reason) = self.log.poisoned().filter(|_| is_behind) {
             // What is staged will never be durable.
@@ -384,8 +409,8 @@ impl Shard {
         let last =
             self.log.open_block_seq().or_else(|| Some(BlockSeq(self.log.next_block().0.checked_sub(1)?)));
         match last.filter(|_| is_behind) {
-            Some(block) => self.pending(block).replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
-            None => fx.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]),
+            Some(block) => self.pending(block).replies.push(to, ResponseCode::SUCCESS, None, &(), body),
+            None => fx.replies.push(to, ResponseCode::SUCCESS, None, &(), body),
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use super::sql::Sql;
 use super::topics::QueueState;
 use super::{Refusal, Request, Shard};
 use bytes::Bytes;
-use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, perm};
+use ringmq_protocol::body::{EXPRESSION_TYPE_TAG, MessageModel, perm};
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::message::{StoredMessage, messages};
 use ringmq_protocol::name::RETRY_GROUP_TOPIC_PREFIX;
@@ -30,15 +30,33 @@ use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, TagsCode};
 use ringmq_storage::{Entry, Missing, QueueIx, SealedEntry};
 use std::rc::Rc;
 
+/// RocketMQ's numbers for what is not permitted.
+const FORBIDDEN_GROUP: i32 = 2;
+const FORBIDDEN_TOPIC: i32 = 3;
+const FORBIDDEN_BROADCAST: i32 = 4;
+const FORBIDDEN_SUBSCRIPTION: i32 = 5;
+
 impl Shard {
     /// 1. A pull has arrived: codes 11 and 361.
     pub(super) fn on_pull(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = PullMessageRequest::decode(&request.header.ext)?;
         let pull = self.admit_pull(request.to, &asked, fx)?;
+        let (group, topic) = (&*asked.consumer_group, &*asked.topic);
+        let queue_id = QueueId(asked.queue_id as u32);
+        if let Some(reset) = self.offsets.pending_reset(group, topic, queue_id) {
+            let (offset, begins_there) = (reset.target, reset.told == Some(pull.to.connection));
+            let commit = Commit { group, topic, queue_id, offset };
+            if !begins_there || pull.from != offset {
+                self.bounds(pull.queue)?; // a part of the answer
+                self.answer_reset(&pull, commit, fx);
+                return Ok(());
+            }
+            // O3. If the log takes no record the group is told again after a restart.
+            let _ = self.note_reset_taken(commit);
+        }
         if asked.sys_flag & pull_flag::COMMIT_OFFSET != 0 && asked.commit_offset > 0 {
             let offset = QueueOffset(asked.commit_offset as u64);
-            let queue_id = QueueId(asked.queue_id as u32);
-            self.offsets.note(Commit { group: &asked.consumer_group, topic: &asked.topic, queue_id, offset });
+            self.offsets.note(Commit { group, topic, queue_id, offset });
         }
         self.evaluate(pull, fx);
         Ok(())
@@ -52,11 +70,16 @@ impl Shard {
         fx: &mut Effects,
     ) -> Result<Pull, Refusal> {
         self.ensure_group(&asked.consumer_group, fx)?;
+        let admission = self.groups.admission(&asked.consumer_group).expect("made if it was not there");
+        if !admission.consume_enable {
+            let remark = format!("subscription group no permission, {}", asked.consumer_group);
+            return Err(Refusal::forbidden(FORBIDDEN_GROUP, remark));
+        }
         let broker_name = &self.config.broker_name;
         let topic = self.topics.get_mut(&asked.topic).ok_or_else(|| Refusal::no_topic(&asked.topic))?;
         if topic.config.perm & perm::READ == 0 {
             let remark = format!("the topic[{}] pulling message is forbidden", asked.topic);
-            return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
+            return Err(Refusal::forbidden(FORBIDDEN_TOPIC, remark));
         }
         let queue_id = u32::try_from(asked.queue_id).ok().filter(|id| *id < topic.config.read_queue_nums);
         let queue_id = queue_id.map(QueueId).ok_or_else(|| {
@@ -67,6 +90,7 @@ impl Shard {
             Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
         })?;
         let queue = topic.queue(queue_id, &mut self.index, &mut self.queues);
+        self.check_group(asked)?;
         let mut filter = self.filter_of(asked)?;
         if filter.sql().is_some() && asked.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX) {
             // A message that comes back was wanted when it was first delivered.
@@ -77,6 +101,7 @@ impl Shard {
         Ok(Pull {
             to,
             queue,
+            group: admission.number,
             from,
             scanned: from,
             messages_max: usize::try_from(asked.max_msg_nums).unwrap_or(0).clamp(1, PULL_MESSAGES_MAX),
@@ -87,7 +112,25 @@ impl Shard {
         })
     }
 
-    /// 2a. The filter comes with the request, or from what the group's heartbeats said.
+    /// 2a. What an operator has forbidden the group. A pull that brings its own filter needs no member that is online.
+    fn check_group(&self, asked: &PullMessageRequest<'_>) -> Result<(), Refusal> {
+        let (group, topic) = (&*asked.consumer_group, &*asked.topic);
+        if asked.sys_flag & pull_flag::SUBSCRIPTION == 0 {
+            let online = self.groups.consumer_group(group).ok_or_else(|| Refusal::not_online(group))?;
+            let may_broadcast = || self.groups.configs.get(group).is_none_or(|c| c.consume_broadcast_enable);
+            if online.message_model == MessageModel::Broadcasting && !may_broadcast() {
+                let remark = format!(" the consumer group[{group}] can not consume by broadcast way");
+                return Err(Refusal::forbidden(FORBIDDEN_BROADCAST, remark));
+            }
+        }
+        if self.groups.is_forbidden(group, topic) {
+            let remark = format!("the consumer group[{group}] is forbidden for topic[{topic}]");
+            return Err(Refusal::forbidden(FORBIDDEN_SUBSCRIPTION, remark));
+        }
+        Ok(())
+    }
+
+    /// 2b. The filter comes with the request, or from what the group's heartbeats said.
     fn filter_of(&mut self, asked: &PullMessageRequest<'_>) -> Result<Rc<Filter>, Refusal> {
         if asked.sys_flag & pull_flag::SUBSCRIPTION == 0 {
             return self.groups.filter(&asked.consumer_group, &asked.topic, asked.sub_version);
@@ -249,31 +292,33 @@ impl Shard {
             // All that was found lies in damaged blocks, which has been reported; the group goes on behind them.
             return self.reply_not_matched(pull, next, fx);
         }
+        self.offsets.on_pulled(pull.group, pull.queue, next);
         let response = self.pull_response(pull, next);
         fx.replies.push_ranges(pull.to, Some("FOUND"), &response, body);
     }
 
-    fn reply_not_matched(&self, pull: &Pull, next: QueueOffset, fx: &mut Effects) {
+    fn reply_not_matched(&mut self, pull: &Pull, next: QueueOffset, fx: &mut Effects) {
         assert!(next > pull.from, "P4: an answer without messages carries progress");
         self.reply_empty(pull, ResponseCode::PULL_RETRY_IMMEDIATELY, next, "NO_MATCHED_MESSAGE", fx);
     }
 
-    fn reply_moved(&self, pull: &Pull, next: QueueOffset, status: &str, fx: &mut Effects) {
+    fn reply_moved(&mut self, pull: &Pull, next: QueueOffset, status: &str, fx: &mut Effects) {
         self.reply_empty(pull, ResponseCode::PULL_OFFSET_MOVED, next, status, fx);
     }
 
     fn reply_empty(
-        &self,
+        &mut self,
         pull: &Pull,
         code: ResponseCode,
         next: QueueOffset,
         status: &str,
         fx: &mut Effects,
     ) {
+        self.offsets.on_pulled(pull.group, pull.queue, next);
         fx.replies.push(pull.to, code, Some(status), &self.pull_response(pull, next), &[]);
     }
 
-    fn pull_response(&self, pull: &Pull, next: QueueOffset) -> PullMessageResponse {
+    pub(super) fn pull_response(&self, pull: &Pull, next: QueueOffset) -> PullMessageResponse {
         // Known since the pull was evaluated; segments that were released since then matter to the next pull.
         let QueueState { min, visible: max, .. } = self.queues[pull.queue.0 as usize];
         PullMessageResponse {

@@ -2,7 +2,7 @@
 
 use super::cold::Purpose;
 use super::effects::{Effects, ReplyTo};
-use super::limits::RECENT_BYTES;
+use super::limits::{RECENT_BYTES, TOPIC_QUEUES_MAX};
 use super::offsets::Commit;
 use super::{Refusal, Request, Shard};
 use bytes::Bytes;
@@ -64,7 +64,7 @@ impl Shard {
     /// | after the last message | the next offset | the last message |
     /// | before the first | the minimum | the minimum |
     /// | no message | 0 | 0 |
-    fn offset_by_time(
+    pub(super) fn offset_by_time(
         &mut self,
         queue: QueueIx,
         time: StoreTimestamp,
@@ -142,6 +142,8 @@ impl Shard {
     pub(super) fn on_query_offset(&mut self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
         let asked = QueryConsumerOffsetRequest::decode(&request.header.ext)?;
         let committed = self.offsets.get(&asked.consumer_group, &asked.topic, asked.queue_id);
+        let reset = self.offsets.pending_reset(&asked.consumer_group, &asked.topic, asked.queue_id);
+        reset.into_iter().for_each(|reset| reset.told = Some(request.to.connection));
         let offset = committed.or_else(|| {
             let may_start_at_zero = asked.set_zero_if_not_found != Some(false);
             let queue = self.known_queue(&asked.topic, asked.queue_id)?;
@@ -180,12 +182,21 @@ impl Shard {
             let remark = format!("commitOffset {} is negative", asked.commit_offset);
             Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
         })?;
+        if asked.queue_id.0 >= TOPIC_QUEUES_MAX {
+            let remark = format!("queueId {} must be below {TOPIC_QUEUES_MAX}", asked.queue_id);
+            return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
+        }
         let commit = Commit {
             group: &asked.consumer_group,
             topic: &asked.topic,
             queue_id: asked.queue_id,
             offset: QueueOffset(offset),
         };
+        if self.offsets.pending_reset(commit.group, commit.topic, commit.queue_id).is_some() {
+            let remark = "Offset has been previously reset";
+            fx.replies.push(request.to, ResponseCode::SUCCESS, Some(remark), &(), &[]);
+            return Ok(());
+        }
         self.offsets.note(commit);
         if !request.to.is_oneway() {
             let block = self.flush_offsets()?;
@@ -239,6 +250,6 @@ fn reply_offset(to: ReplyTo, offset: QueueOffset, fx: &mut Effects) {
     fx.replies.push(to, ResponseCode::SUCCESS, None, &response, &[]);
 }
 
-fn not_there(position: PhysicalOffset) -> Refusal {
+pub(super) fn not_there(position: PhysicalOffset) -> Refusal {
     Refusal::new(ResponseCode::SYSTEM_ERROR, format!("can not find message by the offset, {position}"))
 }

@@ -13,9 +13,10 @@ use super::locks::Locks;
 use super::lookups::Lookups;
 use super::offsets::Offsets;
 use super::records::{self, kind};
+use super::relay::Relay;
 use super::topics::{QueueState, Topics, system_topics};
 use super::{Counts, REGION, Shard, ShardConfig, Time};
-use ringmq_protocol::body::{SubscriptionGroupConfig, TopicConfig, perm};
+use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::name;
@@ -56,6 +57,7 @@ struct State {
     offsets: Offsets,
     /// The next offset of each delay level.
     delays: Vec<QueueOffset>,
+    locks: Locks,
     checkpoints: Checkpoints,
     /// Indexes from before this reading and those that it made, oldest first.
     sealed: Vec<IndexHeader>,
@@ -141,8 +143,9 @@ impl Shard {
             groups: state.groups,
             filters: Filters::default(),
             offsets: state.offsets,
-            locks: Locks::default(),
+            locks: state.locks,
             holds: Holds::default(),
+            relay: Relay::default(),
             pending: VecDeque::new(),
             spare_pending: Vec::new(),
             unique_keys,
@@ -245,6 +248,7 @@ impl State {
             groups: Groups::default(),
             offsets: Offsets::default(),
             delays: Vec::new(),
+            locks: Locks::default(),
             checkpoints: Checkpoints::default(),
             sealed,
             sealed_end,
@@ -311,9 +315,7 @@ impl State {
                 self.topics.put(config, true);
             }
             kind::GROUP => {
-                let config: SubscriptionGroupConfig =
-                    serde_json::from_slice(body).map_err(|error| error.to_string())?;
-                self.groups.configs.insert(config.group_name.clone(), config);
+                self.groups.apply(body).map_err(|error| error.to_string())?;
             }
             kind::OFFSETS => {
                 for commit in records::decode_commits(body) {
@@ -346,6 +348,29 @@ impl State {
                     self.delays.resize(self.delays.len().max(index + 1), QueueOffset(0));
                     self.delays[index] = self.delays[index].max(next);
                 }
+            }
+            kind::GROUP_DELETED => {
+                let (with_offsets, group) =
+                    records::decode_group_deleted(body).ok_or("a deleted group that cannot be read")?;
+                self.groups.remove(group);
+                if with_offsets {
+                    self.offsets.remove_group(group);
+                    self.locks.remove_group(group);
+                }
+            }
+            kind::RESETS => {
+                let (is_pending, commits) =
+                    records::decode_resets(body).ok_or("offset resets that cannot be read")?;
+                for commit in commits {
+                    let commit = commit.ok_or("offset resets that cannot be read")?;
+                    match is_pending {
+                        true => self.offsets.reset(commit),
+                        false => drop(self.offsets.take_reset(commit.group, commit.topic, commit.queue_id)),
+                    }
+                }
+            }
+            kind::LOCKS => {
+                self.locks.apply(records::decode_locks(body).ok_or("locks that cannot be read")?);
             }
             kind::CHECKPOINT_BEGIN => self.checkpoints.on_begin(before),
             kind::CHECKPOINT_END => self.checkpoints.on_end(position.0),

@@ -166,7 +166,7 @@ impl Shard {
             delay_level: asked.delay_level,
             reconsume_times_max: asked_max.unwrap_or(config.retry_max_times),
         };
-        self.ensure_retry_topic(&asked.group)?;
+        self.ensure_retry_topic(&asked.group, false)?;
         let position = asked.offset;
         match (self.block_before(position)?, self.message_in_memory(position)) {
             (Some(_), Some(message)) => self.send_back(&back, position, Some(message), fx),
@@ -245,7 +245,7 @@ impl Shard {
 
     /// The queue of the group's retry topic that comes next.
     fn retry_queue(&mut self, group: &str) -> Result<(String, QueueId), Refusal> {
-        self.ensure_retry_topic(group)?;
+        self.ensure_retry_topic(group, false)?;
         let topic = name::retry_topic(group);
         let config = &self.topics.get(&topic).expect("it is there or was just made").config;
         if config.perm & perm::WRITE == 0 || config.write_queue_nums == 0 {

@@ -2,7 +2,11 @@
 
 mod delay;
 mod filters;
+mod groups;
 mod holds;
+mod locks;
+mod offsets;
+mod relay;
 mod retry;
 mod segments;
 

@@ -2,7 +2,7 @@
 
 use super::ShardConfig;
 use super::attributes::TopicPolicy;
-use super::limits::{TOPIC_QUEUES_MAX, TOPICS_MAX};
+use super::limits::TOPIC_QUEUES_MAX;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::name::RMQ_SYS_SCHEDULE_TOPIC;
 use ringmq_protocol::types::{QueueId, QueueOffset};
@@ -105,8 +105,8 @@ impl Topics {
         self.by_name.remove(name)
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.by_name.len() >= TOPICS_MAX
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
     }
 
     /// All topics, by name.

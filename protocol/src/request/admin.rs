@@ -117,4 +117,61 @@ headers! {
         /// JSON of a `DataVersion`.
         version: Cow<'a, str> = "version",
     }
+
+    /// UPDATE_AND_GET_GROUP_FORBIDDEN (353).
+    struct UpdateGroupForbiddenRequest<'a> {
+        group: Cow<'a, str> = "group",
+        topic: Cow<'a, str> = "topic",
+        /// Absent: nothing changes.
+        readable: Option<bool> = "readable",
+    }
+
+    /// QUERY_TOPICS_BY_CONSUMER (343).
+    struct QueryTopicsByConsumerRequest<'a> {
+        group: Cow<'a, str> = "group",
+    }
+
+    /// QUERY_SUBSCRIPTION_BY_CONSUMER (345).
+    struct QuerySubscriptionByConsumerRequest<'a> {
+        group: Cow<'a, str> = "group",
+        topic: Option<Cow<'a, str>> = "topic",
+    }
+
+    /// GET_BROKER_CONSUME_STATS (317).
+    struct GetConsumeStatsInBrokerRequest {
+        /// Only topics that are ordered.
+        is_order: bool = "isOrder" or false,
+    }
+
+    /// QUERY_CONSUME_TIME_SPAN (303).
+    struct QueryConsumeTimeSpanRequest<'a> {
+        topic: Cow<'a, str> = "topic",
+        group: Cow<'a, str> = "group",
+    }
+
+    /// QUERY_CORRECTION_OFFSET (308).
+    struct QueryCorrectionOffsetRequest<'a> {
+        /// Groups that do not count, separated by commas.
+        filter_groups: Option<Cow<'a, str>> = "filterGroups",
+        compare_group: Cow<'a, str> = "compareGroup",
+        topic: Cow<'a, str> = "topic",
+    }
+
+    /// CLONE_GROUP_OFFSET (314).
+    struct CloneGroupOffsetRequest<'a> {
+        src_group: Cow<'a, str> = "srcGroup",
+        dest_group: Cow<'a, str> = "destGroup",
+        /// Absent: all topics of the source.
+        topic: Option<Cow<'a, str>> = "topic",
+        offline: bool = "offline" or false,
+    }
+
+    /// QUERY_CONSUME_QUEUE (321).
+    struct QueryConsumeQueueRequest<'a> {
+        topic: Cow<'a, str> = "topic",
+        queue_id: i32 = "queueId",
+        index: i64 = "index",
+        count: i32 = "count",
+        consumer_group: Option<Cow<'a, str>> = "consumerGroup",
+    }
 }

@@ -12,6 +12,8 @@ pub const QUEUES: u16 = 6;
 pub const CHECKPOINT_BEGIN: u16 = 7;
 pub const CHECKPOINT_END: u16 = 8;
 pub const DELAY: u16 = 9;
+pub const LOCKS: u16 = 12;
+pub const RESETS: u16 = 13;
 
 /// The name of a kind of record.
 pub fn name(kind: u16) -> &'static str {
@@ -25,6 +27,8 @@ pub fn name(kind: u16) -> &'static str {
         CHECKPOINT_BEGIN => "checkpoint begin",
         CHECKPOINT_END => "checkpoint end",
         DELAY => "delay levels",
+        LOCKS => "queue locks",
+        RESETS => "offset resets",
         _ => "unknown",
     }
 }
@@ -33,12 +37,26 @@ pub fn name(kind: u16) -> &'static str {
 pub fn decode(kind: u16, body: &[u8]) -> Option<Value> {
     match kind {
         TOPIC | GROUP => serde_json::from_slice(body).ok(),
-        OFFSETS => all(body, |rest| {
-            let (group, topic) = (text(rest)?, text(rest)?);
-            let (queue, offset) = (u32::from_le_bytes(take(rest)?), u64::from_le_bytes(take(rest)?));
-            Some(json!({ "group": group, "topic": topic, "queue": queue, "offset": offset }))
-        }),
-        TOPIC_DELETED | GROUP_DELETED => std::str::from_utf8(body).ok().map(|name| json!(name)),
+        OFFSETS => all(body, offset),
+        TOPIC_DELETED => std::str::from_utf8(body).ok().map(|name| json!(name)),
+        GROUP_DELETED => {
+            let (with_offsets, name) = body.split_first()?;
+            Some(json!({ "group": std::str::from_utf8(name).ok()?, "with_offsets": flag(*with_offsets)? }))
+        }
+        LOCKS => {
+            let rest = &mut &*body;
+            let [taken] = take(rest)?;
+            let (client, group) = (text(rest)?, text(rest)?);
+            let queues = all(rest, |rest| {
+                let (topic, broker) = (text(rest)?, text(rest)?);
+                Some(json!({ "topic": topic, "broker": broker, "queue": i32::from_le_bytes(take(rest)?) }))
+            })?;
+            Some(json!({ "taken": flag(taken)?, "client": client, "group": group, "queues": queues }))
+        }
+        RESETS => {
+            let (pending, offsets) = body.split_first()?;
+            Some(json!({ "pending": flag(*pending)?, "offsets": all(offsets, offset)? }))
+        }
         QUEUES => {
             let (topic, marks) = marks(body)?;
             let queues: Vec<Value> = marks
@@ -89,6 +107,16 @@ fn marks(mut body: &[u8]) -> Option<(&str, Vec<[u64; 4]>)> {
     Some((topic, marks))
 }
 
+fn offset(rest: &mut &[u8]) -> Option<Value> {
+    let (group, topic) = (text(rest)?, text(rest)?);
+    let (queue, offset) = (u32::from_le_bytes(take(rest)?), u64::from_le_bytes(take(rest)?));
+    Some(json!({ "group": group, "topic": topic, "queue": queue, "offset": offset }))
+}
+
+fn flag(byte: u8) -> Option<bool> {
+    (byte <= 1).then_some(byte == 1)
+}
+
 fn all(mut rest: &[u8], mut one: impl FnMut(&mut &[u8]) -> Option<Value>) -> Option<Value> {
     let mut values = Vec::new();
     while !rest.is_empty() {
@@ -136,6 +164,16 @@ mod tests {
         let levels = [3u32.to_le_bytes().to_vec(), 9u64.to_le_bytes().to_vec()].concat();
         assert_eq!(decode(DELAY, &levels), Some(json!([{ "level": 3, "next": 9 }])));
         assert_eq!(decode(DELAY, &levels[..11]), None);
+        assert_eq!(decode(GROUP_DELETED, b"\x01G"), Some(json!({ "group": "G", "with_offsets": true })));
+        let offset = json!({ "group": "G", "topic": "T", "queue": 3, "offset": 9 });
+        let resets = [&[1], &offsets[..]].concat();
+        assert_eq!(decode(RESETS, &resets), Some(json!({ "pending": true, "offsets": [offset] })));
+        let queue = [named("T"), named("b-0"), 5i32.to_le_bytes().to_vec()].concat();
+        let locks = [vec![0], named("c"), named("G"), queue].concat();
+        let queue = json!({ "topic": "T", "broker": "b-0", "queue": 5 });
+        let said = json!({ "taken": false, "client": "c", "group": "G", "queues": [queue] });
+        assert_eq!(decode(LOCKS, &locks), Some(said));
+        assert!(decode(LOCKS, &locks[..locks.len() - 1]).is_none() && decode(RESETS, b"\x02").is_none());
         for whole in [&offsets, &queues] {
             // A single byte less is no offset and no queue any more.
             let cut = &whole[..whole.len() - 1];
