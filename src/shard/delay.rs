@@ -131,6 +131,15 @@ struct Level {
     head: Head,
     /// End of the log when `next` last moved: before that is durable, a crash undoes it.
     moved: PhysicalOffset,
+    /// What `next` was before, or earlier, and durable.
+    settled: QueueOffset,
+}
+
+impl Level {
+    /// How far the level is whatever happens.
+    fn durable(&self, durable: PhysicalOffset) -> QueueOffset {
+        if self.moved <= durable { self.next } else { self.settled }
+    }
 }
 
 /// How far each level is.
@@ -149,6 +158,7 @@ impl Delays {
             next: recovered.get(index).copied().unwrap_or_default(),
             head: Head::At(i64::MIN),
             moved: PhysicalOffset(0),
+            settled: QueueOffset(0),
         };
         let levels = (0..table.len().max(recovered.len())).map(level).collect();
         Delays { table, levels, wake_ms: i64::MIN }
@@ -158,7 +168,7 @@ impl Delays {
         &self.table
     }
 
-    /// The next offset of each level that has delivered something.
+    /// The next offset of each level that has delivered something, as the log will have it.
     pub(super) fn progress(&self) -> impl Iterator<Item = (DelayLevel, QueueOffset)> + '_ {
         let moved = self.levels.iter().enumerate().filter(|(_, level)| level.next > QueueOffset(0));
         moved.map(|(index, level)| (DelayLevel::of_index(index), level.next))
@@ -358,6 +368,7 @@ impl Shard {
         }
         let state = &mut self.delays.levels[level.index()];
         assert!(state.next < next, "D2: a level only goes on");
+        state.settled = state.durable(self.log.durable());
         (state.next, state.moved) = (next, self.log.end());
         // There may be more, which is found out in the next turn.
         self.delays.set(level, Head::At(self.now.wall_ms));
@@ -388,12 +399,11 @@ impl Shard {
     /// A segment with messages that are still to be delivered cannot go: names the first level that has some before `end`.
     pub(super) fn undelivered_before(&mut self, end: PhysicalOffset) -> Result<Option<DelayLevel>, Missing> {
         for level in (0..self.delays.levels.len()).map(DelayLevel::of_index) {
-            let Level { next, moved, .. } = self.delays.levels[level.index()];
+            let next = self.delays.levels[level.index()].durable(self.log.durable());
             let queue = self.known_queue(RMQ_SYS_SCHEDULE_TOPIC, level.queue_id());
             let Some((queue, _)) = queue.and_then(|queue| self.index.sealed_queue(queue)) else { continue };
             let first = self.sealed.entries(queue, next, 1)?;
-            let is_there = first.first().is_some_and(|(_, sealed)| sealed.entry.position < end);
-            if is_there || moved > self.log.durable() {
+            if first.first().is_some_and(|(_, sealed)| sealed.entry.position < end) {
                 return Ok(Some(level));
             }
         }
@@ -402,7 +412,9 @@ impl Shard {
 
     /// GET_ALL_DELAY_OFFSET (45).
     pub(super) fn on_delay_offsets(&self, request: &Request<'_>, fx: &mut Effects) -> Result<(), Refusal> {
-        let offset_table = self.delays.progress().map(|(level, next)| (level.0, next.0 as i64)).collect();
+        let durable = self.log.durable();
+        let levels = self.delays.levels.iter().map(|level| level.durable(durable).0 as i64);
+        let offset_table = (1..).zip(levels).filter(|(_, next)| *next > 0).collect();
         let body = DelayOffsets { data_version: DataVersion::default(), offset_table };
         fx.replies.push(request.to, ResponseCode::SUCCESS, None, &(), &body.to_json());
         Ok(())
@@ -413,7 +425,8 @@ impl Shard {
         (0..self.delays.levels.len()).filter_map(|index| {
             let level = DelayLevel::of_index(index);
             let queue = self.known_queue(RMQ_SYS_SCHEDULE_TOPIC, level.queue_id())?;
-            let (next, max) = (self.delays.levels[index].next, self.queues[queue.0 as usize].visible);
+            let next = self.delays.levels[index].durable(self.log.durable());
+            let max = self.queues[queue.0 as usize].visible;
             Some((format!("scheduleMessageOffset_{}", level.0), format!("{next},{max}")))
         })
     }

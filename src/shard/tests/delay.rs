@@ -85,8 +85,11 @@ fn a_delayed_message_is_there_when_it_is_due_and_only_once() {
     assert_eq!(f.shard.bounds(queue).unwrap().1.0, 0);
     f.tick(1);
     assert_eq!(f.shard.bounds(queue).unwrap().1.0, 0, "due, but not on disk there");
+    let told = |f: &Fixture| f.shard.delay_info().map(|(_, progress)| progress).collect::<Vec<_>>();
+    assert_eq!(told(&f), ["0,1"], "S2: nor is anyone told of it");
     f.turn(0);
     assert_eq!(f.shard.bounds(queue).unwrap().1.0, 1);
+    assert_eq!(told(&f), ["1,1"]);
     f.turn(100_000);
     assert_eq!(f.shard.bounds(queue).unwrap().1.0, 1, "once");
     assert_eq!(f.shard.next_deadline_ms(), None);
