@@ -27,6 +27,9 @@ use crate::route::TopicRoute;
 /// How often a new topic is looked for in the name server.
 const ROUTE_POLL: Duration = Duration::from_millis(20);
 
+/// RocketMQ's table of delays, if nobody changes it.
+const DELAY_LEVELS_DEFAULT: &str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h";
+
 /// How a topic is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
@@ -267,6 +270,21 @@ impl Admin {
             _ => None,
         };
         Ok(BrokerHealth { version, answered_in })
+    }
+
+    /// The times of the delay levels of every master, as it writes them: level 1 is the first word. A broker that does not tell
+    /// is taken to have RocketMQ's.
+    pub async fn delay_levels(&self) -> Result<BTreeMap<String, String>, AdminError> {
+        let call = Call::new(RequestCode::GET_BROKER_RUNTIME_INFO, &());
+        let mut tables = BTreeMap::new();
+        for broker in self.masters(None).await? {
+            let response = self.client.ask(&broker.address, &call, self.client.request_timeout()).await?;
+            let info = KvTable::from_json(&response.body)
+                .map_err(|problem| malformed(&broker.address, call.code, problem.to_string()))?;
+            let table = info.table.get("messageDelayLevel").map_or(DELAY_LEVELS_DEFAULT, String::as_str);
+            tables.insert(broker.name, table.to_owned());
+        }
+        Ok(tables)
     }
 
     /// A message by its offset message id, from the broker that the id names.

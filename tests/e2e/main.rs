@@ -12,6 +12,7 @@ mod long_polling;
 mod orderly;
 mod real_input;
 mod requests;
+mod retry;
 mod segments;
 mod slow_reader;
 mod smoke;

@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::output::{line, message_json};
 
 /// A group that every broker knows; used without --group, as its offsets are neither read nor stored.
-const TOOLS_GROUP: &str = "TOOLS_CONSUMER";
+pub(crate) const TOOLS_GROUP: &str = "TOOLS_CONSUMER";
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a poll waits before it is looked whether the end was reached in another way.
 const POLL: Duration = Duration::from_millis(200);

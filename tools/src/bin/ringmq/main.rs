@@ -3,6 +3,7 @@
 
 mod cluster;
 mod consume;
+mod dlq;
 mod lines;
 mod log;
 mod message;
@@ -41,6 +42,9 @@ enum Command {
     /// Look at single messages
     #[command(subcommand)]
     Message(message::MessageCommand),
+    /// List, show and send again what consumers could not process
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Look at the brokers
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -159,6 +163,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Send(arguments) => send::run(&client, arguments, json).await,
         Command::Consume(arguments) => consume::run(&client, arguments, json).await,
         Command::Message(command) => message::run(&client, command, json).await,
+        Command::Dlq(command) => dlq::run(&client, command, json).await,
         Command::Cluster(command) => cluster::run(&client, command, json).await,
         Command::Log(_) => unreachable!("done above"),
     };

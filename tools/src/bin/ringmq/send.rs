@@ -3,6 +3,7 @@
 //! Standard input is cut into batches, and every queue has a lane that sends one batch at a time: requests in flight
 //! together may overtake each other, and this way a queue receives its lines in their order, whatever is retried.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringmq_client::{Client, Message, MessageQueue, Producer, SendError, SendResult};
+use ringmq_protocol::properties::names;
 use ringmq_tools::units::{format_bytes, format_duration, parse_duration};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -22,7 +24,7 @@ use crate::lines::{LineBatch, Lines};
 use crate::output::{EMPTY_LINE, EMPTY_LINE_BODY, print, print_json};
 
 /// The largest body that brokers take.
-const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(crate) const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const BATCH_BYTES: usize = 512 * 1024;
 /// The answer names every message of a batch in its header, which has bounds.
 const BATCH_LINES: usize = 1024;
@@ -59,6 +61,9 @@ pub(crate) struct SendArguments {
     /// Property of the messages, may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_property)]
     property: Vec<(String, String)>,
+    /// Deliver the messages so much later, like 10s or 5m: one of the delay levels of the brokers
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    delay: Option<Duration>,
     /// One queue for all messages: N is queue N of the first broker that has it, BROKER:N says which
     #[arg(long, value_name = "[BROKER:]N")]
     queue: Option<String>,
@@ -102,12 +107,17 @@ struct Progress {
 
 pub(crate) async fn run(client: &Client, arguments: SendArguments, json: bool) -> Result<(), Failure> {
     let producer = client.producer("ringmq-send").message_bytes_max(BODY_BYTES_MAX).build()?;
-    let outcome = send(&producer, arguments, json).await;
+    let outcome = send(client, &producer, arguments, json).await;
     producer.shutdown().await;
     outcome
 }
 
-async fn send(producer: &Producer, arguments: SendArguments, json: bool) -> Result<(), Failure> {
+async fn send(
+    client: &Client,
+    producer: &Producer,
+    arguments: SendArguments,
+    json: bool,
+) -> Result<(), Failure> {
     let mut message = Message::new(&arguments.topic, Bytes::new());
     for (name, value) in &arguments.property {
         message.set(name, value);
@@ -117,6 +127,10 @@ async fn send(producer: &Producer, arguments: SendArguments, json: bool) -> Resu
     }
     if !arguments.key.is_empty() {
         message = message.with_keys(arguments.key.iter().map(String::as_str));
+    }
+    if let Some(delay) = arguments.delay {
+        let level = delay_level(&client.admin().delay_levels().await?, delay)?;
+        message.set(names::DELAY_TIME_LEVEL, &level.to_string());
     }
     let template = Template { message };
     // Not repeated: what fails before the first message was most likely asked wrongly.
@@ -235,7 +249,10 @@ impl Lane {
     async fn run(self) -> Result<(), Failure> {
         let overhead = LINE_OVERHEAD
             + self.template.message.properties.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>();
-        while let Some(batch) = self.lines.next_batch(BATCH_LINES, BATCH_BYTES, overhead).await? {
+        // A delayed message goes in no batch.
+        let is_delayed = self.template.message.property(names::DELAY_TIME_LEVEL).is_some();
+        let lines_max = if is_delayed { 1 } else { BATCH_LINES };
+        while let Some(batch) = self.lines.next_batch(lines_max, BATCH_BYTES, overhead).await? {
             let LineBatch { first, lines } = batch;
             let bytes: usize = lines.iter().map(Bytes::len).sum();
             let count = lines.len() as u64;
@@ -279,7 +296,7 @@ impl Lane {
 }
 
 /// Repeats what failed for reasons that may pass, until the time is over.
-async fn retry<T, F>(retry_for: Duration, attempt: impl Fn() -> F) -> Result<T, Failure>
+pub(crate) async fn retry<T, F>(retry_for: Duration, attempt: impl Fn() -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, SendError>>,
 {
@@ -307,6 +324,36 @@ where
             }
         }
     }
+}
+
+/// The level that delays for exactly this time, on all brokers alike.
+fn delay_level(tables: &BTreeMap<String, String>, delay: Duration) -> Result<usize, Failure> {
+    let level_in = |table: &str| table.split_whitespace().position(|time| parse_duration(time) == Ok(delay));
+    let mut levels = tables.iter().map(|(broker, table)| (broker, table, level_in(table)));
+    let Some((first, table, level)) = levels.next() else {
+        return Err(Failure::new("no broker is registered with the name server"));
+    };
+    let Some(level) = level else {
+        return Err(Failure::new(format!(
+            "no delay level of broker {first} is {}: it has {table}",
+            text(delay)
+        )));
+    };
+    match levels.find(|(_, _, other)| *other != Some(level)) {
+        Some((other, its_table, _)) => Err(Failure::new(format!(
+            "brokers have different delay levels: {first} has {table}, {other} has {its_table}"
+        ))),
+        None => Ok(level + 1),
+    }
+}
+
+/// A duration as it can be given, with its largest whole unit.
+fn text(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
+    let (unit_ms, unit) =
+        units.into_iter().find(|(unit_ms, _)| ms.is_multiple_of(*unit_ms)).expect("1 divides all");
+    format!("{}{unit}", ms / unit_ms)
 }
 
 fn find_queue(queues: &[MessageQueue], wanted: &str, topic: &str) -> Result<MessageQueue, Failure> {
@@ -377,6 +424,25 @@ mod tests {
         for wrong in ["4", "c:0", "x", "-1", ""] {
             assert_eq!(found(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_delay_is_a_level_of_all_brokers() {
+        let table = |text: &str| [("a".to_owned(), text.to_owned())].into();
+        let level = |tables: &BTreeMap<String, String>, delay| match delay_level(
+            tables,
+            parse_duration(delay).unwrap(),
+        ) {
+            Ok(level) => level.to_string(),
+            Err(Failure::Message(message)) => message,
+            Err(Failure::BrokenPipe) => panic!("nothing is written here"),
+        };
+        let one = table("1s 5s 2h");
+        assert_eq!([level(&one, "5s"), level(&one, "120m")], ["2", "3"]);
+        assert_eq!(level(&one, "10s"), "no delay level of broker a is 10s: it has 1s 5s 2h");
+        let two = [one, [("b".to_owned(), "5s 1s".to_owned())].into()].into_iter().flatten().collect();
+        assert!(level(&two, "5s").contains("brokers have different delay levels"));
+        assert_eq!(level(&BTreeMap::new(), "5s"), "no broker is registered with the name server");
     }
 
     #[test]
