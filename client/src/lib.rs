@@ -34,6 +34,7 @@
 //!   one by one in their order ([`start_orderly`](PushConsumerBuilder::start_orderly)); shared with the group, or
 //!   [to every member](PushConsumerBuilder::broadcasting).
 //! - [`PullConsumer`] is asked for messages, batch by batch or as a [`Stream`](futures_core::Stream).
+//! - [`SimpleConsumer`] is lent single messages, which come again unless they are acknowledged in time.
 //! - [`Admin`] creates topics and tells what there is.
 //! - [`Metrics`] and [`Hook`]s show what a client does.
 //!
@@ -41,7 +42,7 @@
 //! Everything runs on the tokio runtime in which the client was built, with its I/O and time drivers enabled.
 //!
 //! Map: `connection` (frames, one TCP connection) ← `client` (addresses, routes, heartbeats) ← `group` (offsets,
-//! shares, locks), `member` (what servers ask) ← `pull` ← `pull_consumer`, `push_consumer`; `producer` with `retry`;
+//! shares, locks), `member` (what servers ask) ← `pull` ← `pull_consumer`, `push_consumer`, `simple_consumer`; `producer` with `retry`;
 //! `admin`; `metrics` and `hook` beside them.
 #![forbid(unsafe_code)]
 
@@ -64,6 +65,7 @@ mod pull_consumer;
 mod push_consumer;
 mod retry;
 mod route;
+mod simple_consumer;
 
 pub use admin::{
     Admin, BrokerHealth, ClusterBroker, FoundMessage, GroupOffset, MessageKey, QueueStatus, TopicSettings,
@@ -82,6 +84,7 @@ pub use ringmq_protocol::id::OffsetMessageId;
 pub use ringmq_protocol::message::{Message, MessageExt};
 pub use ringmq_protocol::types::QueueOffset;
 pub use route::TopicRoute;
+pub use simple_consumer::{Received, SimpleConsumer, SimpleConsumerBuilder};
 
 impl Client {
     /// A producer of this group.
@@ -97,6 +100,11 @@ impl Client {
     /// A consumer that is asked.
     pub fn pull_consumer(&self, group: impl Into<String>) -> PullConsumerBuilder {
         PullConsumer::builder(self.clone(), group.into())
+    }
+
+    /// A consumer to which brokers lend messages.
+    pub fn simple_consumer(&self, group: impl Into<String>) -> SimpleConsumerBuilder {
+        SimpleConsumer::builder(self.clone(), group.into())
     }
 
     /// Topics, clusters, offsets and single messages.

@@ -50,7 +50,7 @@ pub struct ConsumeMetrics {
     pub received: u64,
     /// Bytes of their bodies, decompressed.
     pub received_bytes: u64,
-    /// Messages that a handler was done with.
+    /// Messages that a handler was done with, or that a simple consumer acknowledged.
     pub succeeded: u64,
     /// Messages that a handler failed on, took too long for, or panicked at; each time counts.
     pub failed: u64,
@@ -199,6 +199,10 @@ impl ConsumeStats {
             self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             self.receiving.record(took);
         }
+    }
+
+    pub(crate) fn acknowledged(&self, messages: usize) {
+        self.succeeded.fetch_add(messages as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn handled(&self, messages: usize, succeeded: bool, took: Duration) {

@@ -16,7 +16,7 @@ use crate::error::{ConsumeError, RequestError, RouteError};
 use crate::group::{from_wire, to_wire};
 
 /// What a pull may take beyond the time that the broker holds it: its scan granularity, and the transfer.
-const PULL_SLACK: Duration = Duration::from_secs(15);
+pub(crate) const PULL_SLACK: Duration = Duration::from_secs(15);
 
 /// What a body may grow to when decompressed. Far above what brokers store, far below what would hurt.
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -113,23 +113,12 @@ impl Puller {
                         MessageExt::decode(&stored, BODY_BYTES_MAX).map_err(|problem| problem.to_string())
                     })
                     .map_err(|problem| malformed(&address, code, problem))?;
-                if self.matches(&message) {
+                if is_wanted(subscription, &message) {
                     matching.push(message);
                 }
             }
         }
         Ok(Pulled { messages: matching, next: from_wire(fields.next_begin_offset), moved })
-    }
-
-    /// The broker compares hashes of tags; different tags may have the same.
-    fn matches(&self, message: &MessageExt) -> bool {
-        let subscription = &*self.subscription;
-        !subscription.is_tag()
-            || subscription.tags_set.is_empty()
-            || message
-                .message
-                .tag()
-                .is_some_and(|tag| subscription.tags_set.iter().any(|wanted| *wanted == tag))
     }
 
     /// Waits as long as it makes sense after a failed pull, and mends what can be mended.
@@ -159,4 +148,11 @@ impl Puller {
         };
         sleep(pause).await;
     }
+}
+
+/// The broker compares hashes of tags; different tags may have the same.
+pub(crate) fn is_wanted(subscription: &SubscriptionData, message: &MessageExt) -> bool {
+    !subscription.is_tag()
+        || subscription.tags_set.is_empty()
+        || message.message.tag().is_some_and(|tag| subscription.tags_set.iter().any(|wanted| *wanted == tag))
 }
