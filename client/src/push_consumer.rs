@@ -19,7 +19,7 @@ mod orderly;
 mod requests;
 mod send_back;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use ringmq_protocol::body::{MessageQueue, SubscriptionData};
 use ringmq_protocol::message::MessageExt;
+use ringmq_protocol::name;
 use ringmq_protocol::types::QueueOffset;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -41,13 +42,15 @@ use crate::offset_file::OffsetFile;
 use crate::process_queue::ProcessQueue;
 use crate::producer::Sender;
 use crate::pull::{Pulled, Puller};
+use crate::route::TopicRoute;
 
 pub use builder::{ConsumeResult, DelayLevel, OrderlyResult, PushConsumerBuilder};
 
 const HOLD: Duration = Duration::from_secs(15);
 const PULL_BATCH_MAX: i32 = 32;
-/// How soon the share is computed again while a part of it could not be taken up.
+/// How soon the share is computed again while a part of it could not be taken up: first, and at most.
 const INCOMPLETE_RETRY: Duration = Duration::from_secs(1);
+const INCOMPLETE_RETRY_MAX: Duration = Duration::from_secs(5);
 /// Deliveries of a message before it becomes a dead letter, unless orderly.
 const RECONSUME_TIMES_MAX: i32 = 16;
 
@@ -228,12 +231,18 @@ impl PushConsumer {
 
 async fn rebalance_loop(inner: Arc<Inner>) {
     let interval = inner.intervals.rebalance;
+    let mut retry = INCOMPLETE_RETRY;
     loop {
-        let complete = inner.rebalance().await;
-        let pause = if complete { interval } else { interval.min(INCOMPLETE_RETRY) };
+        let mut pause = interval;
+        if !inner.rebalance().await {
+            pause = interval.min(retry);
+            retry = (retry * 2).min(INCOMPLETE_RETRY_MAX);
+        } else {
+            retry = INCOMPLETE_RETRY;
+        }
         tokio::select! {
             () = sleep(pause) => {}
-            () = inner.member.rebalance.notified() => {}
+            () = inner.member.rebalance.notified() => retry = INCOMPLETE_RETRY,
         }
     }
 }
@@ -271,13 +280,16 @@ impl Inner {
     /// Takes up and gives up queues so that exactly this client's share is consumed. Returns false if something of it
     /// could not be taken up yet.
     async fn rebalance(self: &Arc<Self>) -> bool {
-        let mut complete = true;
+        let mut complete = self.is_retry_topic_everywhere().await;
         for topic in self.subscriptions.keys() {
             let share = match &self.offsets {
                 Some(_) => self.client.route(topic, None).await.ok().map(|route| route.readable.clone()),
                 None => self.client.share(&self.group, topic).await,
             };
-            let Some(share) = share else { continue };
+            let Some(share) = share else {
+                complete = false;
+                continue;
+            };
             let lost: Vec<Arc<QueueState>> = {
                 let queues = lock(&self.queues);
                 let lost = queues.iter().filter(|(queue, _)| queue.topic == *topic && !share.contains(queue));
@@ -314,6 +326,28 @@ impl Inner {
             }
         }
         complete
+    }
+
+    /// Brokers make the group's retry topic when they first hear of the group, one sooner than another: a route of before
+    /// would hide for long what comes again.
+    async fn is_retry_topic_everywhere(&self) -> bool {
+        if self.offsets.is_some() {
+            return true;
+        }
+        let retry_topic = name::retry_topic(&self.group);
+        let mut names = BTreeSet::new();
+        for topic in self.subscriptions.keys().filter(|topic| **topic != retry_topic) {
+            if let Ok(route) = self.client.route(topic, None).await {
+                names.extend(route.brokers.keys().cloned());
+            }
+        }
+        let covers = |route: &TopicRoute| names.iter().all(|name| route.brokers.contains_key(name));
+        match self.client.route(&retry_topic, None).await {
+            Ok(route) if covers(&route) => true,
+            _ => {
+                self.client.route(&retry_topic, Some(Instant::now())).await.is_ok_and(|route| covers(&route))
+            }
+        }
     }
 
     async fn first_offset(&self, queue: &MessageQueue) -> Result<QueueOffset, ConsumeError> {

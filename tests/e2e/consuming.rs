@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ringmq_client::{
-    Client, ConsumeFrom, ConsumeResult, Message, MessageExt, MessageQueue, PushConsumer, QueueOffset,
+    Client, ConsumeFrom, ConsumeResult, DelayLevel, Message, MessageExt, MessageQueue, PushConsumer,
+    QueueOffset,
 };
-use ringmq_tests::{Broker, PATIENCE, TempDir};
+use ringmq_tests::{Broker, Options, PATIENCE, TempDir};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -53,6 +54,74 @@ pub(crate) async fn until<Fut: Future<Output = bool>>(what: &str, condition: imp
         assert!(Instant::now() < deadline, "in vain: {what}");
         sleep(OFTEN).await;
     }
+}
+
+/// The numbers in a dead letter topic, once there are so many.
+pub(crate) async fn dead_letters(client: &Client, group: &str, count: usize) -> Vec<u32> {
+    let topic = format!("%DLQ%{group}");
+    // Each shard makes the topic with its first dead letter.
+    until("so many dead letters", async || {
+        let queues = client.admin().queues(&topic).await.unwrap_or_default();
+        queues.iter().map(|status| status.max.0).sum::<u64>() >= count as u64
+    })
+    .await;
+    let queues = client.admin().route(&topic).await.unwrap().readable.clone();
+    let builder = client.pull_consumer("undertakers").consume_from(ConsumeFrom::FirstOffset);
+    let mut consumer = builder.assign(queues, "*").build().await.unwrap();
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        numbers.extend(consumer.poll(PATIENCE).await.expect("dead letters").messages.iter().map(number));
+    }
+    consumer.shutdown().await;
+    numbers.sort_unstable();
+    numbers
+}
+
+/// A broker whose messages come again soon.
+pub(crate) fn soon() -> Broker {
+    let arguments = ["--message-delay-level", "50ms"].map(Into::into).into();
+    Broker::start_with(Options { shards: 2, arguments, ..Options::default() })
+}
+
+#[tokio::test]
+async fn what_fails_comes_again_and_at_last_becomes_a_dead_letter() {
+    let broker = soon();
+    let client = client(&broker).await;
+    let queues = topic(&client, "Fails", 2).await;
+    send_numbers(&client, &queues, 0..8).await;
+    let (handled, mut handling) = mpsc::unbounded_channel();
+    let consumer = client
+        .push_consumer("failing")
+        .subscribe("Fails", "*")
+        .consume_from(ConsumeFrom::FirstOffset)
+        .max_reconsume_times(2)
+        .start(move |message| {
+            assert_eq!(message.message.topic, "Fails", "also when it comes again");
+            let (number, times) = (number(&message), message.reconsume_times);
+            _ = handled.send((number, times));
+            async move {
+                match number {
+                    0 | 1 => ConsumeResult::ReconsumeLater,
+                    2 => ConsumeResult::DeadLetter,
+                    3 if times == 0 => ConsumeResult::ReconsumeAfter(DelayLevel::at_least(Duration::ZERO)),
+                    _ => ConsumeResult::Success,
+                }
+            }
+        })
+        .await
+        .unwrap();
+    assert_eq!(dead_letters(&client, "failing", 3).await, [0, 1, 2]);
+    let mut times = std::collections::BTreeMap::<u32, Vec<i32>>::new();
+    while times.len() < 8 || times[&3].len() < 2 {
+        let (number, reconsumed) = next(&mut handling).await;
+        times.entry(number).or_default().push(reconsumed);
+    }
+    consumer.shutdown().await;
+    while let Ok((number, reconsumed)) = handling.try_recv() {
+        times.entry(number).or_default().push(reconsumed);
+    }
+    assert_eq!((&times[&0], &times[&1]), (&vec![0, 1, 2], &vec![0, 1, 2]));
+    assert_eq!((&times[&2], &times[&3], &times[&4]), (&vec![0], &vec![0, 1], &vec![0]));
 }
 
 /// A member that tells the numbers it handles, and never finishes those that `stuck` names.

@@ -8,7 +8,7 @@ use ringmq_client::{Client, ConsumeFrom, MessageExt, MessageQueue, OrderlyResult
 use ringmq_tests::Broker;
 use tokio::sync::{mpsc, watch};
 
-use crate::consuming::{client, next, number, send_numbers, topic, until};
+use crate::consuming::{client, dead_letters, next, number, send_numbers, soon, topic, until};
 
 const TOPIC: &str = "InOrder";
 
@@ -163,4 +163,32 @@ async fn a_queue_changes_hands_only_between_messages() {
     assert_eq!(handled, (0..30).collect::<Vec<_>>());
     second.shutdown().await;
     order.check();
+}
+
+/// The rest of its queue goes on once it is a dead letter.
+#[tokio::test]
+async fn what_fails_too_often_in_order_becomes_a_dead_letter() {
+    let broker = soon();
+    let client = client(&broker).await;
+    let queues = topic(&client, TOPIC, 1).await;
+    send_numbers(&client, &queues[..1], 0..3).await;
+    let (handled, mut handling) = mpsc::unbounded_channel();
+    let consumer = client
+        .push_consumer("orderly")
+        .subscribe(TOPIC, "*")
+        .consume_from(ConsumeFrom::FirstOffset)
+        .suspend_time(Duration::from_millis(1))
+        .max_reconsume_times(2)
+        .start_orderly(move |message| {
+            let number = number(&message);
+            _ = handled.send((number, message.reconsume_times));
+            async move { if number == 1 { OrderlyResult::Suspend } else { OrderlyResult::Success } }
+        })
+        .await
+        .unwrap();
+    for expected in [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)] {
+        assert_eq!(next(&mut handling).await, expected);
+    }
+    assert_eq!(dead_letters(&client, "orderly", 1).await, [1]);
+    consumer.shutdown().await;
 }

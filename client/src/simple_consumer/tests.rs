@@ -195,7 +195,7 @@ async fn nothing_within_the_wait_is_nothing() {
 async fn what_makes_no_sense_is_refused() {
     let (broker, _) = broker(vec![b"nonsense".to_vec()], held).await;
     let (_name_server, client, consumer) = consumer(&[("a", &broker)], LONG).await;
-    let refused = |result: Result<_, ConsumeError>| result.err().expect("refused").to_string();
+    let refused = |result: Result<_, ConsumeError>| result.expect_err("refused").to_string();
     assert!(refused(consumer.receive(33, INVISIBLE).await).contains("1 to 32"));
     assert!(refused(consumer.receive(1, Duration::ZERO).await).contains("at least 1 ms"));
     assert!(refused(consumer.receive(1, INVISIBLE).await).contains("POP_MESSAGE"));

@@ -198,11 +198,12 @@ async fn who_broadcasts_keeps_its_offsets_itself() {
     std::fs::remove_dir_all(&dir).expect("the directory of the offsets");
 }
 
-/// A broker that asks something when the first offset is committed.
+/// A broker that asks something when both of its messages are done with.
 async fn asking(question: RemotingCommand) -> FakeServer {
     let asked = AtomicBool::new(false);
     group_broker_but(&["x", "y"], ResponseCode::SUCCESS, move |request| {
-        let is_commit = RequestCode(request.code) == RequestCode::UPDATE_CONSUMER_OFFSET;
+        let is_commit = RequestCode(request.code) == RequestCode::UPDATE_CONSUMER_OFFSET
+            && (request.ext("topic"), request.ext("commitOffset")) == (Some("T"), Some("2"));
         (is_commit && !request.is_response() && !asked.swap(true, Ordering::SeqCst))
             .then(|| vec![question.clone()])
     })
