@@ -1,16 +1,17 @@
 //! The commit log on a real disk, without broker and network: what the storage engine itself can do.
 //!
-//!   cargo bench --bench append_disk -- [--dir DIR] [--only batch,single,sizes,zeroing] [--json]
+//!   cargo bench --bench append_disk -- [--dir DIR] [--only batch,single,sizes,zeroing,recycling] [--json]
 //!
 //! One thread, pinned to one core, does what a shard does with its log: append, submit every write that the log gives, take
 //! completions, tell the log. The disk is a single zeroed file that stands for all segments in turn, so that neither zeroing nor
-//! fresh file blocks are part of a figure; only `zeroing` has real segments that are zeroed ahead meanwhile.
+//! fresh file blocks are part of a figure; only `zeroing` and `recycling` have real segments that are prepared ahead meanwhile.
 //!
 //!   batch     batches of 64 messages of 1 KiB, so many waiting that all write slots are taken
 //!   single    one message of 1 KiB at a time, the next when it is durable
 //!   small     the same with 200 bytes: what a lone send takes on disk
 //!   sizes     writes of a given size and number in flight, direct and through the page cache
-//!   zeroing   `batch` beside a thread that zeroes segments ahead, as in a broker
+//!   zeroing   `batch` and `single` beside a thread that zeroes segments ahead, as in a broker
+//!   recycling the same when that thread makes each segment of one that was released before
 //!
 //! Latency is from before the append (of the batch) until the log says that it is durable. CPU is that of all threads of this
 //! process, kernel workers of the ring included; those and the zeroing thread are also shown by themselves.
@@ -23,12 +24,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::BufMut;
 use clap::{Parser, ValueEnum};
-use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
-use ringmq_protocol::types::{BornTimestamp, QueueId, QueueOffset, StoreTimestamp, SysFlag};
+use ringmq_protocol::message::{MessageParts, encode, encoded_len};
+use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
 use ringmq_ring::{Access, Completion, Config, File, Nanos, Op, OpenMode, Outcome, Ring, Uring};
-use ringmq_storage::{BlockSeq, CommitLog, LogConfig, Prepare, Recovered, SegmentBase};
-use ringmq_storage::{prepare, segment_path};
+use ringmq_storage::{BlockSeq, ChainPoint, CommitLog, LogConfig, Prepare, Recovered, SegmentBase};
+use ringmq_storage::{prepare, remove_segment, segment_path};
 use serde::Serialize;
 
 type Failure = Box<dyn Error>;
@@ -79,6 +81,7 @@ enum Measure {
     Small,
     Sizes,
     Zeroing,
+    Recycling,
 }
 
 /// What is appended, and how much of it waits.
@@ -172,8 +175,15 @@ impl Cpu {
 enum Disk {
     /// One file in the place of every segment, all of it zeroed.
     OneFile(File),
-    /// Real segments, zeroed ahead.
-    Segments { directory: PathBuf, direct: bool, open: VecDeque<(SegmentBase, File)>, zeroing: Zeroing },
+    /// Real segments, prepared ahead; those that are left are used again, or deleted.
+    Segments {
+        directory: PathBuf,
+        segment_bytes: u64,
+        direct: bool,
+        open: VecDeque<(SegmentBase, File)>,
+        zeroing: Zeroing,
+        recycles: bool,
+    },
 }
 
 const ZEROING_NAME: &str = "zeroing";
@@ -247,7 +257,7 @@ impl Disk {
     }
 
     fn file(&mut self, ring: &mut Uring, segment: SegmentBase) -> Result<File, Failure> {
-        let Disk::Segments { directory, direct, open, .. } = self else {
+        let Disk::Segments { directory, segment_bytes, direct, open, recycles, .. } = self else {
             let Disk::OneFile(file) = self else { unreachable!("there are two kinds") };
             return Ok(*file);
         };
@@ -261,7 +271,7 @@ impl Disk {
         if open.len() > 2 {
             let (base, file) = open.pop_front().expect("there are three");
             ring.close_file(file);
-            fs::remove_file(segment_path(directory, base))?;
+            remove_segment(directory, base, *segment_bytes, *recycles)?;
         }
         Ok(file)
     }
@@ -290,7 +300,11 @@ struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     fn new(ring: &'a mut Uring, config: LogConfig, disk: Disk) -> Engine<'a> {
-        let log = CommitLog::new(config.clone(), Recovered::empty(&config));
+        // Two segments have been there already, for those who use them again.
+        let position = PhysicalOffset(2 * config.segment_bytes);
+        let mut recovered = Recovered::empty(&config);
+        recovered.end = ChainPoint { position, ..ChainPoint::default() };
+        let log = CommitLog::new(config.clone(), recovered);
         // Not zeros: a disk may know them.
         let body =
             (0..config.record_bytes_max).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -338,12 +352,10 @@ impl<'a> Engine<'a> {
         let mut block = BlockSeq(0);
         for _ in 0..load.batch {
             let appended = match load.record {
-                Record::Message(_) => self.log.append(len, now, |position, stored, bytes| {
-                    encode_into(&parts, QueueOffset(0), position, stored, bytes);
+                Record::Message(_) => self.log.append(len, now, |position, stored, room| {
+                    encode(&parts, QueueOffset(0), position, stored, room);
                 }),
-                Record::Block(_) => {
-                    self.log.append(len, now, |_, _, bytes| bytes.copy_from_slice(&self.body[..len]))
-                }
+                Record::Block(_) => self.log.append(len, now, |_, _, room| room.put_slice(&self.body[..len])),
             };
             block = appended?.block;
         }
@@ -546,13 +558,27 @@ fn run(arguments: &Arguments, directory: &Path, other_core: usize) -> Result<Vec
             }
         }
     }
-    if wants(Measure::Zeroing) {
-        let ahead = directory.join("zeroing");
-        for (name, load) in [("batch, zeroing ahead", batch), ("single 1 KiB, zeroing ahead", single(1024))] {
+    for (measure, what, recycles) in
+        [(Measure::Zeroing, "zeroing ahead", false), (Measure::Recycling, "recycling", true)]
+    {
+        let ahead = directory.join("ahead");
+        for (name, load) in [("batch", batch), ("single 1 KiB", single(1024))] {
+            if !wants(measure) {
+                continue;
+            }
             fs::create_dir_all(&ahead)?;
-            let zeroing = Zeroing::start(other_core, ahead.clone(), config.segment_bytes, ring.waker())?;
-            let disk = Disk::Segments { directory: ahead.clone(), direct, open: VecDeque::new(), zeroing };
-            rows.push(Engine::new(&mut ring, config.clone(), disk).measure(name, &load, direct)?);
+            let segment_bytes = config.segment_bytes;
+            for segment in [SegmentBase(0), SegmentBase(segment_bytes)] {
+                if recycles {
+                    prepare(&ahead, Prepare { segment, from: 0, to: segment_bytes }, segment_bytes)?;
+                    remove_segment(&ahead, segment, segment_bytes, true)?;
+                }
+            }
+            let zeroing = Zeroing::start(other_core, ahead.clone(), segment_bytes, ring.waker())?;
+            let (directory, open) = (ahead.clone(), VecDeque::new());
+            let disk = Disk::Segments { directory, segment_bytes, direct, open, zeroing, recycles };
+            let name = format!("{name}, {what}");
+            rows.push(Engine::new(&mut ring, config.clone(), disk).measure(&name, &load, direct)?);
             fs::remove_dir_all(&ahead)?;
         }
     }
