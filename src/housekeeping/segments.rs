@@ -12,7 +12,7 @@ use super::{RETRY, ShardLink, log};
 use crate::driver::ToShard;
 use ringmq_protocol::types::StoreTimestamp;
 use ringmq_storage::{
-    ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex,
+    ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex, ShardUse,
     rebuild_index, remove_segment, remove_spare, seal, shard_use,
 };
 use std::collections::VecDeque;
@@ -59,20 +59,65 @@ impl Sealed {
     }
 }
 
+/// The sealed segments of a shard, and when the oldest is due: decides, and does nothing. The simulator's housekeeping decides
+/// with it too.
+#[derive(Debug)]
+pub struct Tenure {
+    retention: Retention,
+    /// Oldest first.
+    sealed: VecDeque<Sealed>,
+    /// The segment that the shard was asked to release.
+    asked: Option<SegmentBase>,
+}
+
+impl Tenure {
+    /// `sealed`: headers of the segments that are sealed at the start, oldest first.
+    pub fn new(retention: Retention, sealed: &[IndexHeader]) -> Self {
+        Tenure { retention, sealed: sealed.iter().map(Sealed::of).collect(), asked: None }
+    }
+
+    /// The index of one more segment is in its file.
+    pub fn on_sealed(&mut self, header: &IndexHeader) {
+        self.sealed.push_back(Sealed::of(header));
+    }
+
+    /// The shard does not release what it was asked for; it may be asked again.
+    pub fn on_kept(&mut self) {
+        self.asked = None;
+    }
+
+    /// The segment was released, and its files are gone or cannot be deleted.
+    pub fn on_gone(&mut self, segment: SegmentBase) {
+        self.asked = None;
+        self.sealed.retain(|sealed| sealed.base != segment);
+    }
+
+    /// False while the shard has not answered, or there is nothing to ask for.
+    pub fn may_ask(&self) -> bool {
+        self.asked.is_none() && !self.sealed.is_empty()
+    }
+
+    /// The segment to ask the shard for, with the time since 1970: the oldest if it is due.
+    pub fn due(&mut self, now: Duration, is_short_of_room: bool) -> Option<SegmentBase> {
+        let oldest = self.sealed.front().filter(|_| self.asked.is_none())?;
+        let stored = Duration::from_millis(u64::try_from(oldest.last_timestamp.0).unwrap_or(0));
+        let is_old = now.saturating_sub(stored) > self.retention.age;
+        self.asked = (is_old || is_short_of_room).then_some(oldest.base);
+        self.asked
+    }
+}
+
 /// Works for one shard until its jobs end.
 pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: UnboundedReceiver<Job>) {
     let shard = &shards[index];
-    let sealed = shard.sealed.iter().map(Sealed::of).collect();
-    let mut keeper = Keeper { shard, sealed, asked: None, told_of: None };
+    let tenure = Tenure::new(shard.retention, &shard.sealed);
+    let mut keeper = Keeper { shard, tenure, told_of: None };
     keeper.serve(&mut jobs).await;
 }
 
 struct Keeper<'a> {
     shard: &'a ShardLink,
-    /// Oldest first.
-    sealed: VecDeque<Sealed>,
-    /// The segment that the shard was asked to release.
-    asked: Option<SegmentBase>,
+    tenure: Tenure,
     /// The segment that was last said to be kept though it is due, and why.
     told_of: Option<(SegmentBase, String)>,
 }
@@ -107,7 +152,7 @@ impl Keeper<'_> {
     }
 
     fn on_kept(&mut self, segment: SegmentBase, reason: String) {
-        self.asked = None;
+        self.tenure.on_kept();
         let told = (segment, reason);
         if self.told_of.as_ref() != Some(&told) {
             let (name, (segment, reason)) = (&self.shard.broker_name, &told);
@@ -122,7 +167,7 @@ impl Keeper<'_> {
             let done = spawn_blocking(move || seal(&mut store, &log_config, &index)).await;
             match done.map_err(io::Error::other).and_then(|done| done) {
                 Ok(header) => {
-                    self.sealed.push_back(Sealed::of(&header));
+                    self.tenure.on_sealed(&header);
                     return self.shard.tell(ToShard::Sealed(Box::new(header)));
                 }
                 Err(error) => {
@@ -177,19 +222,14 @@ impl Keeper<'_> {
             // Not in the way of anything; the next start finds it and treats it as the oldest segment.
             Err(error) => log(true, &format!("{name}: segment {segment} cannot be deleted: {error}")),
         }
-        self.asked = None;
-        self.sealed.retain(|sealed| sealed.base != segment);
+        self.tenure.on_gone(segment);
     }
 
     async fn ask_for_release(&mut self) {
-        let Some(oldest) = self.sealed.front().copied().filter(|_| self.asked.is_none()) else { return };
+        let is_short = self.tenure.may_ask() && self.is_short_of_room().await;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let stored = Duration::from_millis(u64::try_from(oldest.last_timestamp.0).unwrap_or(0));
-        let retention = self.shard.retention;
-        let is_old = now.saturating_sub(stored) > retention.age;
-        if is_old || self.is_short_of_room().await {
-            self.asked = Some(oldest.base);
-            self.shard.tell(ToShard::Release { segment: oldest.base, forced: retention.forced });
+        if let Some(segment) = self.tenure.due(now, is_short) {
+            self.shard.tell(ToShard::Release { segment, forced: self.shard.retention.forced });
         }
     }
 
@@ -219,9 +259,14 @@ fn is_short_of_room(directory: &Path, budget: u64, segment_bytes: u64) -> io::Re
     while found.bytes > budget && remove_spare(directory)? {
         found = shard_use(directory)?;
     }
+    Ok(is_short_with(&found, budget, segment_bytes))
+}
+
+/// Whether these files, and the segment that the log takes next, are more than the budget.
+pub fn is_short_with(found: &ShardUse, budget: u64, segment_bytes: u64) -> bool {
     // What is released early is there as a spare when the log needs it.
     let next = if found.spares > 0 { 0 } else { segment_bytes };
-    Ok(found.bytes + next > budget)
+    found.bytes + next > budget
 }
 
 impl Retention {

@@ -70,8 +70,9 @@ async fn a_segment_that_is_kept_is_not_asked_for_again_at_once() {
     // Both are due: they were stored in 1970.
     let [first, second] = [SegmentBase(0), SegmentBase(shard.log.segment_bytes)];
     let old = |base| Sealed { base, last_timestamp: StoreTimestamp(1) };
-    let sealed = [first, second].map(old).into();
-    let mut keeper = Keeper { shard: &shard, sealed, asked: None, told_of: None };
+    let mut tenure = Tenure::new(shard.retention, &[]);
+    tenure.sealed = [first, second].map(old).into();
+    let mut keeper = Keeper { shard: &shard, tenure, told_of: None };
     let (give, mut jobs) = mpsc::unbounded_channel();
     for _ in 0..3 {
         assert!(give.send(Job::Kept { segment: first, reason: "a test".to_owned() }).is_ok());
