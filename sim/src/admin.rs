@@ -10,7 +10,7 @@ use crate::client::{Asked, Context, Topic, TopicState};
 use crate::producer::{Producer, on_send_answer};
 use crate::wire::Wire;
 
-/// Number of the producer that fills the topics to be deleted.
+/// Number of the producer that fills the topics to be deleted, on the first shard.
 const PRODUCER: u32 = 100;
 
 pub(crate) struct Admin {
@@ -24,8 +24,8 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(reuses_names: bool, random: &mut Random) -> Admin {
-        let producer = Producer::new(PRODUCER, random);
+    pub(crate) fn new(core: u64, reuses_names: bool, random: &mut Random) -> Admin {
+        let producer = Producer::new(PRODUCER + core as u32, random);
         Admin { producer, next_at: 0, sends_left: 0, scratches: 0, reuses_names }
     }
 
@@ -34,7 +34,9 @@ impl Admin {
     }
 
     pub(crate) fn on_connected(&mut self, ctx: &mut Context<'_>) {
-        for topic in ctx.topics.iter_mut().filter(|topic| topic.state == TopicState::Deleting) {
+        let core = ctx.core;
+        let is_meant = |topic: &&mut Topic| topic.core == core && topic.state == TopicState::Deleting;
+        for topic in ctx.topics.iter_mut().filter(is_meant) {
             topic.state = TopicState::Unknown;
         }
     }
@@ -44,11 +46,12 @@ impl Admin {
             return;
         }
         self.next_at = ctx.now + ctx.random.between(100_000, 20_000_000);
-        let wanted = ctx.topics.iter().find(|topic| topic.state == TopicState::Wanted).cloned();
+        let own = || ctx.topics.iter().filter(|topic| topic.core == ctx.core);
+        let wanted = own().find(|topic| topic.state == TopicState::Wanted).cloned();
+        let last = own().rfind(|topic| topic.is_scratch).cloned();
         if let Some(topic) = wanted {
             return create(wire, ctx.now, &topic);
         }
-        let last = ctx.topics.iter().rfind(|topic| topic.is_scratch).cloned();
         match last {
             Some(topic) if topic.state == TopicState::Ready && self.sends_left > 0 => {
                 self.sends_left -= 1;
@@ -79,7 +82,8 @@ impl Admin {
     fn add_scratch(&mut self, ctx: &mut Context<'_>, name: String) {
         self.sends_left = ctx.random.below(6);
         let id = TopicId(ctx.topics.len());
-        ctx.topics.push(Topic { id, name, queues: 1, state: TopicState::Wanted, is_scratch: true });
+        let core = ctx.core;
+        ctx.topics.push(Topic { id, core, name, queues: 1, state: TopicState::Wanted, is_scratch: true });
     }
 
     pub(crate) fn on_answer(&mut self, asked: Asked, answer: &RemotingCommand, ctx: &mut Context<'_>) {

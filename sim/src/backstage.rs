@@ -4,60 +4,67 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
 use ringmq::driver::{Backstage, FromShard, ToShard};
+use ringmq::housekeeping::{Retention, Tenure, is_short_with};
 use ringmq::shard::News;
 use ringmq_ring::sim::{Random, SimDisk};
 use ringmq_storage::{
-    ChainPoint, Damage, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, index_path,
-    rebuild_index, seal,
+    ChainPoint, Damage, IndexHeader, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, ShardUse,
+    index_path, rebuild_index, seal,
 };
-use std::sync::Arc;
 
-/// Directory of the segments.
-pub(crate) const LOG_DIR: &str = "/log";
-/// Where the broker listens.
-pub(crate) const ADDRESS: &str = "10.0.0.1:10911";
+use crate::ring::Planted;
+
 /// As the real housekeeping thread: how long zeroing rests after the disk refused room.
 const PREPARE_RETRY_NANOS: u64 = 1_000_000_000;
 
-pub(crate) fn segment_path(segment: SegmentBase) -> PathBuf {
-    Path::new(LOG_DIR).join(segment.file_name())
+pub(crate) fn segment_path(directory: &Path, segment: SegmentBase) -> PathBuf {
+    directory.join(segment.file_name())
 }
 
-/// The files on a simulated disk, as the log wants them.
-pub(crate) struct SimStore(pub SimDisk);
+/// The files of a shard on a simulated disk, as its log wants them.
+#[derive(Clone)]
+pub(crate) struct SimStore {
+    pub(crate) disk: SimDisk,
+    pub(crate) directory: PathBuf,
+}
 
 const INDEX_SUFFIX: &str = ".index";
+/// As in storage: the file of a segment that was released, to become a later one.
+const SPARE_EXTENSION: &str = "spare";
+const SPARES_MAX: usize = 2;
 
-fn of_index(path: &Path) -> Option<SegmentBase> {
+pub(crate) fn segment_of_index(path: &Path) -> Option<SegmentBase> {
     SegmentBase::from_file_name(path.file_name()?.to_str()?.strip_suffix(INDEX_SUFFIX)?)
 }
 
 impl SegmentStore for SimStore {
     fn segments(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
-        let files = self.0.list(Path::new(LOG_DIR));
+        let files = self.disk.list(&self.directory);
         let base = |path: &Path| SegmentBase::from_file_name(path.file_name()?.to_str()?);
         Ok(files.into_iter().filter_map(|(path, len)| Some((base(&path)?, len))).collect())
     }
 
     fn read_at(&mut self, segment: SegmentBase, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read_at(&segment_path(segment), offset, buffer)
+        self.disk.read_at(&segment_path(&self.directory, segment), offset, buffer)
     }
 
     fn sync(&mut self, segment: SegmentBase) -> io::Result<()> {
-        self.0.sync_file(&segment_path(segment))
+        self.disk.sync_file(&segment_path(&self.directory, segment))
     }
 
     fn indexes(&mut self) -> io::Result<Vec<(SegmentBase, u64)>> {
-        let files = self.0.list(Path::new(LOG_DIR));
-        Ok(files.into_iter().filter_map(|(path, len)| Some((of_index(&path)?, len))).collect())
+        let files = self.disk.list(&self.directory);
+        Ok(files.into_iter().filter_map(|(path, len)| Some((segment_of_index(&path)?, len))).collect())
     }
 
     fn read_index(&mut self, segment: SegmentBase, page: u32, buffer: &mut [u8]) -> io::Result<()> {
         let offset = u64::from(page) * buffer.len() as u64;
-        match self.0.read_at(&index_path(Path::new(LOG_DIR), segment), offset, buffer)? {
+        match self.disk.read_at(&index_path(&self.directory, segment), offset, buffer)? {
             read if read == buffer.len() => Ok(()),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -68,31 +75,59 @@ impl SegmentStore for SimStore {
         segment: SegmentBase,
         write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>,
     ) -> io::Result<()> {
-        let (mut bytes, path) = (Vec::new(), index_path(Path::new(LOG_DIR), segment));
+        let (mut bytes, path) = (Vec::new(), index_path(&self.directory, segment));
         write(&mut bytes)?;
         let aside = path.with_extension("new");
-        if self.0.exists(&aside) {
-            self.0.remove(&aside)?;
+        if self.disk.exists(&aside) {
+            self.disk.remove(&aside)?;
         }
-        self.0.create(&aside)?;
-        self.0.write_at(&aside, 0, &bytes)?;
-        self.0.sync_file(&aside)?;
-        self.0.rename(&aside, &path)?;
-        self.0.sync_dir(Path::new(LOG_DIR));
+        self.disk.create(&aside)?;
+        self.disk.write_at(&aside, 0, &bytes)?;
+        self.disk.sync_file(&aside)?;
+        self.disk.rename(&aside, &path)?;
+        self.disk.sync_dir(&self.directory);
         Ok(())
     }
 }
 
 enum Due {
-    /// The zeros are written, or the file has its new name; now that becomes durable.
+    /// The zeros are written, or a spare has its new name; now that becomes durable.
     Prepared(Prepare),
     PrepareAgain,
     Registered(u64),
-    Seal,
-    Rebuild(SegmentBase, ChainPoint),
+    /// The first of the jobs is done, or a step of it.
+    Job,
+    /// It is looked whether a segment is due to go.
+    Retention,
 }
 
-/// What the operator would have read.
+/// What there is to do with the files of full segments: one thing after the other, as the real thread does.
+enum Job {
+    Seal(Arc<SegmentIndex>),
+    Rebuild(SegmentBase, ChainPoint),
+    Remove(SegmentBase, Removal),
+    Kept,
+}
+
+/// The steps of `remove_segment` in storage: the power can be cut between any two of them.
+#[derive(Clone, Copy)]
+enum Removal {
+    Index,
+    IndexDurable,
+    Segment,
+    SegmentDurable,
+}
+
+/// What becomes of old segments.
+pub(crate) enum Release {
+    /// The shard was asked for the segment that ends here.
+    Asked(u64),
+    Kept,
+    /// The shard has released the segment that ends here.
+    Granted(u64),
+}
+
+/// What the operator would have read, and what only the simulation hears.
 #[derive(Default)]
 pub(crate) struct Lines {
     pub(crate) errors: Vec<String>,
@@ -100,15 +135,34 @@ pub(crate) struct Lines {
     pub(crate) damaged: Vec<Range<u64>>,
     /// Stretches of the log whose reading failed, or is tried once more.
     pub(crate) stutters: Vec<Range<u64>>,
+    pub(crate) releases: Vec<Release>,
+    pub(crate) segments_made: u64,
+    /// Of those, the ones that were made of a spare.
+    pub(crate) recycled: u64,
+}
+
+/// How old segments go in a world, and how often that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keeping {
+    pub(crate) retention: Retention,
+    pub(crate) check_nanos: u64,
+}
+
+impl Keeping {
+    /// For ever.
+    pub(crate) const ALL: Keeping = Keeping {
+        retention: Retention { age: Duration::MAX, bytes: None, forced: false },
+        check_nanos: 10_000_000_000,
+    };
 }
 
 /// Answers a shard as the housekeeping thread would.
 pub(crate) struct Housekeeping {
-    disk: SimDisk,
+    store: SimStore,
     log: LogConfig,
-    /// When the last index was or will be written: they are written in order.
-    sealed_at: u64,
-    to_seal: VecDeque<Arc<SegmentIndex>>,
+    keeping: Keeping,
+    tenure: Tenure,
+    jobs: VecDeque<Job>,
     inbox: Receiver<FromShard>,
     outbox: Sender<ToShard>,
     due: BTreeMap<(u64, u64), Due>,
@@ -116,32 +170,42 @@ pub(crate) struct Housekeeping {
     random: Random,
     /// Longest delay of an answer, in nanoseconds.
     pub(crate) slowest: u64,
-    /// [`crate::Planted::UnsyncedSegment`]
-    pub(crate) forgets_to_sync: bool,
+    planted: Option<Planted>,
     pub(crate) lines: Lines,
 }
 
 impl Housekeeping {
-    /// The shard's end of the channels, and this one.
-    pub(crate) fn new(disk: SimDisk, log: LogConfig, seed: u64) -> (Backstage, Housekeeping) {
+    /// The shard's end of the channels, and this one. `sealed`: the segments that are sealed at the start.
+    pub(crate) fn new(
+        store: SimStore,
+        log: LogConfig,
+        keeping: Keeping,
+        sealed: &[IndexHeader],
+        planted: Option<Planted>,
+        seed: u64,
+    ) -> (Backstage, Housekeeping) {
         let (to_shard, inbox) = crossbeam::channel::bounded(64);
         // Small, so that a driver has to keep some of what it wants to say.
         let (outbox, from_shard) = crossbeam::channel::bounded(4);
         let backstage = Backstage { inbox, outbox, notify: Box::new(|| {}) };
-        let housekeeping = Housekeeping {
-            disk,
+        let mut housekeeping = Housekeeping {
+            tenure: Tenure::new(keeping.retention, sealed),
+            store,
             log,
-            sealed_at: 0,
-            to_seal: VecDeque::new(),
+            keeping,
+            jobs: VecDeque::new(),
             inbox: from_shard,
             outbox: to_shard,
             due: BTreeMap::new(),
             sequence: 0,
             random: Random::new(seed),
             slowest: 2_000_000,
-            forgets_to_sync: false,
+            planted,
             lines: Lines::default(),
         };
+        if keeping.retention.bytes.is_some() || keeping.retention.age < Duration::MAX {
+            housekeeping.later(0, Due::Retention);
+        }
         (backstage, housekeeping)
     }
 
@@ -153,43 +217,30 @@ impl Housekeeping {
         self.tell(ToShard::Stop);
     }
 
+    /// Whether the files of a segment are being removed.
+    pub(crate) fn is_removing(&self) -> bool {
+        matches!(self.jobs.front(), Some(Job::Remove(..)))
+    }
+
     /// Does what is due, and takes what the shard has said.
-    pub(crate) fn act(&mut self, now: u64) {
+    pub(crate) fn act(&mut self, now: u64, wall_ms: i64) {
         while let Some(entry) = self.due.first_entry()
             && entry.key().0 <= now
         {
             match entry.remove() {
                 Due::Prepared(prepare) => {
-                    if !self.forgets_to_sync {
-                        self.disk.sync_file(&segment_path(prepare.segment)).expect("it was made");
-                        self.disk.sync_dir(Path::new(LOG_DIR));
+                    if self.planted != Some(Planted::UnsyncedSegment) {
+                        self.store.sync(prepare.segment).expect("it was made");
+                        self.store.disk.sync_dir(&self.store.directory);
                     }
                     self.tell(ToShard::Prepared { segment: prepare.segment, to: prepare.to });
                 }
                 Due::PrepareAgain => self.tell(ToShard::PrepareAgain),
                 Due::Registered(ticket) => self.tell(ToShard::Registered { ticket }),
-                Due::Seal => {
-                    let index = self.to_seal.front().expect("one for each time it is due");
-                    match seal(&mut SimStore(self.disk.clone()), &self.log, index) {
-                        Ok(header) => {
-                            self.to_seal.pop_front();
-                            self.tell(ToShard::Sealed(Box::new(header)));
-                        }
-                        Err(error) => {
-                            self.tell(ToShard::SealFailed { reason: error.to_string() });
-                            self.later(now + PREPARE_RETRY_NANOS, Due::Seal);
-                        }
-                    }
-                }
-                Due::Rebuild(segment, replay_from) => {
-                    let mut store = SimStore(self.disk.clone());
-                    let rebuilt = rebuild_index(&mut store, &self.log, segment, replay_from);
-                    let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
-                        let range = |damage: &Damage| damage.position.0..damage.position.0 + damage.bytes;
-                        self.lines.damaged.extend(damaged.iter().map(range));
-                        Box::new(header)
-                    });
-                    self.tell(ToShard::Rebuilt { segment, result });
+                Due::Job => self.work(now, wall_ms),
+                Due::Retention => {
+                    self.ask_for_release(wall_ms);
+                    self.later(now + self.keeping.check_nanos, Due::Retention);
                 }
             }
         }
@@ -210,53 +261,193 @@ impl Housekeeping {
                     self.later(at, Due::Registered(ticket));
                 }
                 FromShard::News(News::Log { error, line }) => self.hear(error, line),
-                FromShard::News(News::Seal(index)) => {
-                    self.sealed_at = self.sealed_at.max(now + self.random.below(self.slowest));
-                    self.to_seal.push_back(index);
-                    self.later(self.sealed_at, Due::Seal);
-                }
+                FromShard::News(News::Seal(index)) => self.give(now, Job::Seal(index)),
                 FromShard::News(News::Rebuild { segment, replay_from }) => {
-                    let at = now + self.random.below(self.slowest);
-                    self.later(at, Due::Rebuild(segment, replay_from));
+                    self.give(now, Job::Rebuild(segment, replay_from));
                 }
-                FromShard::News(News::Released(_) | News::Kept { .. }) => {
-                    unreachable!("nothing was asked to go")
+                FromShard::News(News::Released(segment)) => self.release(now, segment),
+                FromShard::News(News::Kept { segment, reason }) => {
+                    if self.planted == Some(Planted::HastyRelease) && reason.contains("checkpoint") {
+                        self.release(now, segment);
+                    } else {
+                        self.lines.releases.push(Release::Kept);
+                        self.give(now, Job::Kept);
+                    }
                 }
                 FromShard::News(News::TopicChanged { .. } | News::TopicDeleted { .. }) => {}
             }
         }
     }
 
-    /// As `ringmq_storage::prepare`; a spare is a copy of the first segment, for the simulated log keeps all of its own.
-    fn prepare(&mut self, prepare: Prepare) -> io::Result<Prepare> {
-        let path = segment_path(prepare.segment);
-        if !self.disk.exists(&path) {
-            if prepare.segment.0 > 0 && self.random.below(2) == 0 {
-                return self.recycle(prepare.segment);
+    fn release(&mut self, now: u64, segment: SegmentBase) {
+        self.lines.releases.push(Release::Granted(segment.0 + self.log.segment_bytes));
+        self.give(now, Job::Remove(segment, Removal::Index));
+    }
+
+    fn give(&mut self, now: u64, job: Job) {
+        self.jobs.push_back(job);
+        if self.jobs.len() == 1 {
+            self.next_job(now);
+        }
+    }
+
+    fn next_job(&mut self, now: u64) {
+        if !self.jobs.is_empty() {
+            let at = now + self.random.below(self.slowest);
+            self.later(at, Due::Job);
+        }
+    }
+
+    /// The first of the jobs, or one step of it.
+    fn work(&mut self, now: u64, wall_ms: i64) {
+        let job = self.jobs.pop_front().expect("one for each time it is due");
+        // After this one the next is looked for; a segment that is kept is not asked for again before the next check.
+        let mut asks = true;
+        match job {
+            Job::Seal(index) => match seal(&mut self.store, &self.log, &index) {
+                Ok(header) => {
+                    self.tenure.on_sealed(&header);
+                    self.tell(ToShard::Sealed(Box::new(header)));
+                }
+                Err(error) => {
+                    self.tell(ToShard::SealFailed { reason: error.to_string() });
+                    self.jobs.push_front(Job::Seal(index));
+                    return self.later(now + PREPARE_RETRY_NANOS, Due::Job);
+                }
+            },
+            Job::Rebuild(segment, replay_from) => {
+                let rebuilt = rebuild_index(&mut self.store, &self.log, segment, replay_from);
+                let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
+                    let range = |damage: &Damage| damage.position.0..damage.position.0 + damage.bytes;
+                    self.lines.damaged.extend(damaged.iter().map(range));
+                    Box::new(header)
+                });
+                self.tell(ToShard::Rebuilt { segment, result });
             }
-            self.disk.create(&path)?;
+            Job::Remove(segment, step) => {
+                let next = match step {
+                    Removal::Index => {
+                        let path = index_path(&self.store.directory, segment);
+                        // A client of the disk may have removed it already.
+                        let _ = self.store.disk.remove(&path);
+                        Some(Removal::IndexDurable)
+                    }
+                    Removal::IndexDurable => {
+                        self.store.disk.sync_dir(&self.store.directory);
+                        Some(Removal::Segment)
+                    }
+                    Removal::Segment => {
+                        self.remove(segment).expect("it was there");
+                        Some(Removal::SegmentDurable)
+                    }
+                    Removal::SegmentDurable => {
+                        self.store.disk.sync_dir(&self.store.directory);
+                        self.tenure.on_gone(segment);
+                        None
+                    }
+                };
+                if let Some(next) = next {
+                    self.jobs.push_front(Job::Remove(segment, next));
+                    asks = false;
+                }
+            }
+            Job::Kept => {
+                self.tenure.on_kept();
+                asks = false;
+            }
         }
-        if self.disk.len(&path)? < self.log.segment_bytes {
-            self.disk.set_len(&path, self.log.segment_bytes)?;
+        if asks {
+            self.ask_for_release(wall_ms);
         }
-        self.disk.zero_range(&path, prepare.from, prepare.to)?;
+        self.next_job(now);
+    }
+
+    fn ask_for_release(&mut self, wall_ms: i64) {
+        let since_1970 = Duration::from_millis(u64::try_from(wall_ms).unwrap_or(0));
+        let is_short = self.tenure.may_ask() && self.is_short_of_room();
+        if let Some(segment) = self.tenure.due(since_1970, is_short) {
+            let forced = self.keeping.retention.forced || self.planted == Some(Planted::IgnoredGroups);
+            self.lines.releases.push(Release::Asked(segment.0 + self.log.segment_bytes));
+            self.tell(ToShard::Release { segment, forced });
+        }
+    }
+
+    /// The file of a released segment: a spare from now on, if there is room for one.
+    fn remove(&self, segment: SegmentBase) -> io::Result<()> {
+        let SimStore { disk, directory } = &self.store;
+        let found = self.shard_use();
+        let may_keep = self.keeping.retention.bytes.is_none_or(|budget| found.bytes <= budget);
+        let path = segment_path(directory, segment);
+        if may_keep && found.spares < SPARES_MAX {
+            disk.rename(&path, &path.with_extension(SPARE_EXTENSION))
+        } else {
+            disk.remove(&path)
+        }
+    }
+
+    fn is_short_of_room(&self) -> bool {
+        let Some(budget) = self.keeping.retention.bytes else { return false };
+        while self.shard_use().bytes > budget
+            && let Some(spare) = self.spares().first()
+        {
+            self.store.disk.remove(spare).expect("it was listed");
+            self.store.disk.sync_dir(&self.store.directory);
+        }
+        is_short_with(&self.shard_use(), budget, self.log.segment_bytes)
+    }
+
+    fn shard_use(&self) -> ShardUse {
+        let files = self.store.disk.list(&self.store.directory);
+        ShardUse { bytes: files.iter().map(|(_, len)| len).sum(), spares: self.spares().len() }
+    }
+
+    /// Oldest first.
+    fn spares(&self) -> Vec<PathBuf> {
+        let files = self.store.disk.list(&self.store.directory).into_iter().map(|(path, _)| path);
+        files.filter(|path| path.extension().is_some_and(|extension| extension == SPARE_EXTENSION)).collect()
+    }
+
+    /// As `ringmq_storage::prepare`: up to where the segment is ready now.
+    fn prepare(&mut self, prepare: Prepare) -> io::Result<Prepare> {
+        let segment_bytes = self.log.segment_bytes;
+        let path = segment_path(&self.store.directory, prepare.segment);
+        let is_new = !self.store.disk.exists(&path);
+        if is_new {
+            self.lines.segments_made += 1;
+            if prepare.from == 0 && self.recycle(&path)? {
+                self.lines.recycled += 1;
+                return Ok(Prepare { to: segment_bytes, ..prepare });
+            }
+            self.store.disk.create(&path)?;
+        }
+        if self.store.disk.len(&path)? < segment_bytes {
+            self.store.disk.set_len(&path, segment_bytes)?;
+        }
+        self.store.disk.zero_range(&path, prepare.from, prepare.to)?;
         Ok(prepare)
     }
 
-    fn recycle(&self, segment: SegmentBase) -> io::Result<Prepare> {
+    /// Gives a spare, if there is one, the name of a segment. Where nothing is released, a copy of the first segment serves as one.
+    fn recycle(&mut self, path: &Path) -> io::Result<bool> {
         let segment_bytes = self.log.segment_bytes;
-        let mut contents = vec![0; usize::try_from(segment_bytes).map_err(io::Error::other)?];
-        self.disk.read_at(&segment_path(SegmentBase(0)), 0, &mut contents)?;
-        let spare = Path::new(LOG_DIR).join("0.spare");
-        if self.disk.exists(&spare) {
-            self.disk.remove(&spare)?;
+        let oldest = segment_path(&self.store.directory, SegmentBase(0));
+        let disk = &self.store.disk;
+        if let Some(spare) = self.spares().first() {
+            disk.rename(spare, path)?;
+            return Ok(true);
         }
-        self.disk.create(&spare)?;
-        self.disk.set_len(&spare, segment_bytes)?;
-        self.disk.write_at(&spare, 0, &contents)?;
-        self.disk.sync_file(&spare)?;
-        self.disk.rename(&spare, &segment_path(segment))?;
-        Ok(Prepare { segment, from: 0, to: segment_bytes })
+        if !disk.exists(&oldest) || self.random.below(2) == 0 {
+            return Ok(false);
+        }
+        let mut contents = vec![0; usize::try_from(segment_bytes).map_err(io::Error::other)?];
+        disk.read_at(&oldest, 0, &mut contents)?;
+        let spare = oldest.with_extension(SPARE_EXTENSION);
+        disk.create(&spare)?;
+        disk.set_len(&spare, segment_bytes)?;
+        disk.write_at(&spare, 0, &contents)?;
+        disk.sync_file(&spare)?;
+        disk.rename(&spare, path)?;
+        Ok(true)
     }
 
     fn hear(&mut self, error: bool, line: String) {

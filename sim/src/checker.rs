@@ -7,6 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+mod retention;
+
+use retention::Old;
+
+/// Shards have logs of their own: the upper bits of a position name the shard.
+pub const SHARD_SHIFT: u32 = 40;
+
+/// A position of a shard's log among the positions of all shards.
+pub fn position_in(shard: u64, position: u64) -> u64 {
+    shard << SHARD_SHIFT | position
+}
+
 /// One message of one producer; never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct MessageId {
@@ -57,6 +69,7 @@ pub struct Seen {
     pub id: MessageId,
     /// Where it lies in the log.
     pub position: u64,
+    pub stored_ms: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -97,6 +110,10 @@ pub enum Anomaly {
     Unreported,
     /// Damage reported where there is none, or done by the broker itself.
     FalseAlarm,
+    /// A segment was released though an online group had still to consume from it, without being told to.
+    Robbed,
+    /// A message is there again though its segment was deleted.
+    Resurrected,
 }
 
 #[derive(Clone, Debug)]
@@ -134,6 +151,8 @@ struct Placed {
     id: MessageId,
     position: u64,
     is_seen: bool,
+    /// When it was stored, once somebody has seen it.
+    stored_ms: Option<i64>,
 }
 
 struct Pull {
@@ -165,11 +184,14 @@ pub struct Checker {
     unreadable: Vec<Range<u64>>,
     lost: Vec<Range<u64>>,
     has_rot: bool,
+    /// What became of old segments, by shard.
+    old: BTreeMap<u64, Old>,
     /// Acknowledged is not durable.
     is_async: bool,
     /// Queues that have lost their end with the power.
     shortened: BTreeSet<Queue>,
-    failed_at: Option<u64>,
+    /// By shard.
+    failed_at: BTreeMap<u64, u64>,
     acknowledged: u64,
     seen: u64,
     violations: Vec<Violation>,
@@ -234,20 +256,20 @@ impl Checker {
         *fate = Fate::Acknowledged;
         let at = sent.at;
         self.acknowledged += 1;
-        if self.failed_at.is_some_and(|failed_at| at > failed_at) {
+        if self.failed_at.get(&(position >> SHARD_SHIFT)).is_some_and(|failed_at| at > *failed_at) {
             self.report(Anomaly::AcknowledgedAfterFailure, format!("{id} at {offset} of {queue}"));
         }
-        self.place(queue, Seen { offset, id, position }, false);
+        self.place(queue, Seen { offset, id, position, stored_ms: 0 }, false);
     }
 
-    /// A write to the log failed at this time: whatever is sent from now on is not to be acknowledged.
-    pub fn log_failed(&mut self, at: u64) {
-        self.failed_at.get_or_insert(at);
+    /// A write to the log of a shard failed at this time: whatever is sent from now on is not to be acknowledged.
+    pub fn log_failed(&mut self, shard: u64, at: u64) {
+        self.failed_at.entry(shard).or_insert(at);
     }
 
     /// The broker was started anew.
     pub fn restarted(&mut self) {
-        self.failed_at = None;
+        self.failed_at.clear();
     }
 
     /// Whether anything is known to be in the topic.
@@ -273,11 +295,6 @@ impl Checker {
         self.sends.get(&id).map(|(sent, _)| sent.topic)
     }
 
-    /// Where the last known message begins.
-    pub fn last_position(&self) -> u64 {
-        self.placed.values().map(|placed| placed.position).max().unwrap_or(0)
-    }
-
     // ---- topics, damage
 
     /// The deletion of a topic was asked for.
@@ -298,10 +315,14 @@ impl Checker {
     /// offsets are given again. Gives the number of offsets for which that may happen.
     pub fn lost(&mut self, range: Range<u64>) -> u64 {
         self.lost.push(range);
+        let queues_with = |is_meant: &dyn Fn(&Placed) -> bool| -> BTreeSet<Queue> {
+            self.placed.iter().filter(|(_, placed)| is_meant(placed)).map(|(place, _)| place.0).collect()
+        };
         let is_lost = |placed: &Placed| is_in(&self.lost, placed.position);
-        let survivors: BTreeSet<Queue> =
-            self.placed.iter().filter(|(_, placed)| !is_lost(placed)).map(|(place, _)| place.0).collect();
-        let gone = self.placed.keys().filter(|place| !survivors.contains(&place.0)).copied().collect();
+        let hit = queues_with(&is_lost);
+        let survivors = queues_with(&|placed| !is_lost(placed) && !self.is_released(placed.position));
+        let is_gone = |queue: &Queue| hit.contains(queue) && !survivors.contains(queue);
+        let gone = self.placed.keys().filter(|place| is_gone(&place.0)).copied().collect();
         self.forget(&gone);
         gone.len() as u64
     }
@@ -315,10 +336,11 @@ impl Checker {
         self.has_rot
     }
 
-    /// After a power cut the log ends at `end`, and everything from `from` on may be lost, but nothing else. Gives the
+    /// After a power cut a shard's log ends at `end`, and everything from `from` on may be lost, but nothing else. Gives the
     /// number of acknowledged messages that are. They must not come back.
     pub fn cut(&mut self, end: u64, from: u64) -> u64 {
-        let is_lost = |placed: &Placed| placed.position >= end.max(from);
+        let lost = end.max(from)..((end >> SHARD_SHIFT) + 1) << SHARD_SHIFT;
+        let is_lost = |placed: &Placed| lost.contains(&placed.position);
         let gone =
             self.placed.iter().filter(|(_, placed)| is_lost(placed)).map(|(place, _)| *place).collect();
         let acknowledged = self.forget(&gone);
@@ -369,7 +391,9 @@ impl Checker {
     /// Whether clients know of a message in this range of the log, and may ask for it.
     pub fn knows(&self, range: &Range<u64>) -> bool {
         let is_in = |(place, placed): (&(Queue, u64), &Placed)| {
-            range.contains(&placed.position) && !self.forsaken.contains(&place.0.topic)
+            range.contains(&placed.position)
+                && !self.is_released(placed.position)
+                && !self.forsaken.contains(&place.0.topic)
         };
         self.placed.iter().any(is_in)
     }
@@ -407,9 +431,13 @@ impl Checker {
     }
 
     fn place(&mut self, queue: Queue, seen: Seen, is_seen: bool) {
-        let Seen { offset, id, position } = seen;
-        let placed = self.placed.entry((queue, offset)).or_insert(Placed { id, position, is_seen });
+        let Seen { offset, id, position, stored_ms } = seen;
+        let new = Placed { id, position, is_seen, stored_ms: None };
+        let placed = self.placed.entry((queue, offset)).or_insert(new);
         placed.is_seen |= is_seen;
+        if is_seen {
+            placed.stored_ms = Some(stored_ms);
+        }
         if placed.id != id {
             let text = format!("{queue}: {} and {id} at {offset}", placed.id);
             self.report(Anomaly::InconsistentOffset, text);
@@ -478,10 +506,17 @@ impl Checker {
     /// Compares with what is there after the last restart.
     pub fn finish(&mut self, contents: &Contents) {
         for (queue, messages) in contents {
-            for (index, seen) in messages.iter().enumerate() {
+            // Where a queue begins is another question: what is missing before is found below.
+            let first = messages.first().map_or(0, |seen| seen.offset);
+            for (seen, expected) in messages.iter().zip(first..) {
                 self.place(*queue, *seen, false);
-                if index as u64 != seen.offset && !self.has_rot {
-                    self.report(Anomaly::Gap, format!("{queue}: {} is number {index}", seen.offset));
+                if seen.offset != expected && !self.has_rot {
+                    self.report(Anomaly::Gap, format!("{queue}: {} instead of {expected}", seen.offset));
+                }
+                if self.is_gone(seen.position) {
+                    let text =
+                        format!("{} at {} of {queue}, position {}", seen.id, seen.offset, seen.position);
+                    self.report(Anomaly::Resurrected, text);
                 }
             }
         }
@@ -495,7 +530,8 @@ impl Checker {
             .filter(|(place, placed)| {
                 let is_reported = is_in(&self.lost, placed.position)
                     || (self.has_rot() && is_in(&self.unreadable, placed.position));
-                let is_excused = self.forsaken.contains(&place.0.topic) || is_reported;
+                let is_deleted = self.is_released(placed.position);
+                let is_excused = self.forsaken.contains(&place.0.topic) || is_reported || is_deleted;
                 !there.contains(place) && !is_excused
             })
             .flat_map(|((queue, offset), placed)| {
@@ -536,20 +572,21 @@ impl Checker {
     fn check_pulls(&mut self, contents: &Contents) {
         let mut found = Vec::new();
         for pull in &self.pulls {
-            let Some(messages) = contents.get(&pull.queue) else { continue };
-            let from = messages.partition_point(|seen| seen.offset < pull.range.start);
-            for seen in messages[from..].iter().take_while(|seen| seen.offset < pull.range.end) {
+            if !contents.contains_key(&pull.queue) || pull.range.is_empty() {
+                continue;
+            }
+            let Pull { queue, range, .. } = pull;
+            // Also what is deleted by now was there then, or the pull would have been told where the queue begins.
+            for ((_, offset), placed) in self.placed.range((*queue, range.start)..(*queue, range.end)) {
                 let is_wanted = self
                     .sends
-                    .get(&seen.id)
+                    .get(&placed.id)
                     .is_some_and(|(sent, _)| pull.tags.is_empty() || pull.tags.contains(&sent.tag));
-                let is_returned = pull.offsets.binary_search(&seen.offset).is_ok();
-                let is_excused = is_in(&self.unreadable, seen.position);
-                if is_wanted && !is_returned && !is_excused {
-                    let (queue, range) = (pull.queue, &pull.range);
-                    found.push(format!("{queue}: {range:?} without {} at {}", seen.id, seen.offset));
+                let is_returned = pull.offsets.binary_search(offset).is_ok();
+                if is_wanted && !is_returned && !self.is_excused(placed.position) {
+                    found.push(format!("{queue}: {range:?} without {} at {offset}", placed.id));
                 } else if is_returned && !is_wanted {
-                    found.push(format!("{}: {} at {} was not wanted", pull.queue, seen.id, seen.offset));
+                    found.push(format!("{queue}: {} at {offset} was not wanted", placed.id));
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! A simulated client: a connection that it makes again when it is lost, and a role.
 
+use std::net::SocketAddr;
+
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::{Codec, RemotingCommand};
 use ringmq_protocol::message::StoredMessage;
@@ -7,8 +9,7 @@ use ringmq_protocol::properties::names;
 use ringmq_ring::sim::{Random, SimNet};
 
 use crate::admin::Admin;
-use crate::backstage::ADDRESS;
-use crate::checker::{Anomaly, Checker, CommitKey, MessageId, Queue, Seen, TopicId};
+use crate::checker::{Anomaly, Checker, CommitKey, MessageId, Queue, Seen, TopicId, position_in};
 use crate::consumer::{Consumer, Pulling};
 use crate::producer::{Producer, Sending};
 use crate::wire::Wire;
@@ -36,6 +37,8 @@ pub(crate) enum TopicState {
 #[derive(Clone, Debug)]
 pub(crate) struct Topic {
     pub(crate) id: TopicId,
+    /// The shard that has it; others may have one of the same name.
+    pub(crate) core: u64,
     pub(crate) name: String,
     pub(crate) queues: u32,
     pub(crate) state: TopicState,
@@ -60,6 +63,8 @@ pub(crate) struct Counts {
     pub(crate) no_space: u64,
     pub(crate) failed: u64,
     pub(crate) long_polls: u64,
+    /// Pulls that were told of a later beginning of their queue.
+    pub(crate) moved: u64,
 }
 
 /// What clients share, for the length of one visit.
@@ -68,6 +73,9 @@ pub(crate) struct Context<'a> {
     pub(crate) wall_ms: i64,
     /// Whether new requests are wanted.
     pub(crate) is_active: bool,
+    /// The shard that is visited, and where it listens.
+    pub(crate) core: u64,
+    pub(crate) address: SocketAddr,
     pub(crate) record_bytes_max: u32,
     pub(crate) trouble: Trouble,
     pub(crate) net: &'a SimNet,
@@ -79,6 +87,12 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// Topics of this shard that are there for all.
+    pub(crate) fn open_topics(&self) -> impl Iterator<Item = &Topic> {
+        let is_open = |topic: &&Topic| topic.state == TopicState::Ready && !topic.is_scratch;
+        self.topics.iter().filter(|topic| topic.core == self.core).filter(is_open)
+    }
+
     pub(crate) fn unexpected(&mut self, what: &str, answer: &RemotingCommand) {
         let remark = answer.remark.as_deref().unwrap_or_default();
         let text = format!("{what}: {} {remark:?}", ResponseCode(answer.code));
@@ -119,7 +133,12 @@ impl Context<'_> {
         let tag = message.property(names::TAGS).unwrap_or_default();
         let tag = TAGS.iter().position(|known| *known == tag).unwrap_or(TAGS.len()) as u8;
         self.checker.received(queue.topic, id, tag, message.body());
-        Some(Seen { offset: message.queue_offset().0, id, position: message.physical_offset().0 })
+        Some(Seen {
+            offset: message.queue_offset().0,
+            id,
+            position: position_in(self.core, message.physical_offset().0),
+            stored_ms: message.store_timestamp().0,
+        })
     }
 }
 
@@ -128,7 +147,8 @@ impl Context<'_> {
 pub(crate) enum Asked {
     Send(Sending),
     Pull(Pulling),
-    Heartbeat,
+    /// With the topics that it subscribes to.
+    Heartbeat(Vec<TopicId>),
     Commit {
         key: CommitKey,
         number: usize,
@@ -138,6 +158,10 @@ pub(crate) enum Asked {
         since: Option<usize>,
     },
     MaxOffset {
+        queue: Queue,
+        at_least: u64,
+    },
+    MinOffset {
         queue: Queue,
         at_least: u64,
     },
@@ -160,6 +184,8 @@ pub(crate) enum Role {
 }
 
 pub(crate) struct Client {
+    /// The shard that it works with.
+    pub(crate) core: u64,
     pub(crate) wire: Option<Wire<Asked>>,
     connect_at: u64,
     was_reset: bool,
@@ -167,8 +193,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(role: Role) -> Client {
-        Client { wire: None, connect_at: 0, was_reset: false, role }
+    pub(crate) fn new(core: u64, role: Role) -> Client {
+        Client { core, wire: None, connect_at: 0, was_reset: false, role }
+    }
+
+    /// The group that is surely online by this client, with each topic that it consumes, if retention has to respect it.
+    pub(crate) fn online(&self) -> Vec<(u32, TopicId)> {
+        match (&self.role, &self.wire) {
+            (Role::Consumer(consumer), Some(wire)) if !wire.is_broken() => consumer.online(),
+            _ => Vec::new(),
+        }
     }
 
     /// The broker is gone, and with it the connection.
@@ -243,7 +277,7 @@ impl Client {
 
 /// A new connection to the broker, if it listens.
 pub(crate) fn connect(ctx: &mut Context<'_>) -> Option<Wire<Asked>> {
-    let client = ctx.net.connect(ADDRESS.parse().expect("an address")).ok()?;
+    let client = ctx.net.connect(ctx.address).ok()?;
     *ctx.connections += 1;
     let codec = if ctx.random.chance(50) { Codec::Json } else { Codec::RocketMq };
     Some(Wire::new(*ctx.connections, client, codec))

@@ -1,18 +1,20 @@
 //! A consumer: pulls its queues, waits at their ends, reads old messages again, and commits how far it is.
 
-use ringmq_protocol::body::{Body, ConsumerData, HeartbeatData, ProducerData, SubscriptionData};
+use ringmq_protocol::body::{
+    Body, ConsumerData, HeartbeatData, MessageModel, ProducerData, SubscriptionData,
+};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{
-    GetMaxOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
-    UpdateConsumerOffsetRequest, ViewMessageByIdRequest, pull_flag,
+    GetMaxOffsetRequest, GetMinOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
+    QueryConsumerOffsetRequest, UpdateConsumerOffsetRequest, ViewMessageByIdRequest, pull_flag,
 };
 use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_ring::sim::Random;
 
-use crate::checker::{Anomaly, CommitKey, MessageId, Queue};
-use crate::client::{Asked, Context, TAGS, TopicState};
+use crate::checker::{Anomaly, CommitKey, MessageId, Queue, SHARD_SHIFT, TopicId};
+use crate::client::{Asked, Context, TAGS};
 use crate::wire::Wire;
 
 const HEARTBEAT_NANOS: u64 = 20_000_000_000;
@@ -26,6 +28,8 @@ pub(crate) struct Pulling {
     /// When it was asked, something was known to be in the topic.
     is_known: bool,
     at: u64,
+    /// Everything before this place in the log was released when it was asked.
+    released: u64,
 }
 
 struct Cursor {
@@ -52,6 +56,9 @@ pub(crate) struct Consumer {
     heartbeat_at: u64,
     /// The broker has answered a pull of this group since it started.
     is_group_known: bool,
+    is_broadcasting: bool,
+    /// What the broker has heard of on this connection.
+    subscribed: Vec<TopicId>,
 }
 
 impl Consumer {
@@ -70,7 +77,17 @@ impl Consumer {
             cursors: Vec::new(),
             heartbeat_at: 0,
             is_group_known: false,
+            is_broadcasting: group % 3 == 2,
+            subscribed: Vec::new(),
         }
+    }
+
+    /// What retention has to respect while the connection lives.
+    pub(crate) fn online(&self) -> Vec<(u32, TopicId)> {
+        if self.is_broadcasting {
+            return Vec::new();
+        }
+        self.subscribed.iter().map(|topic| (self.group, *topic)).collect()
     }
 
     pub(crate) fn next_at(&self) -> u64 {
@@ -82,6 +99,7 @@ impl Consumer {
     pub(crate) fn on_connected(&mut self) {
         self.heartbeat_at = 0;
         self.is_group_known = false;
+        self.subscribed.clear();
         self.cursors.iter_mut().for_each(|cursor| cursor.is_asked = false);
     }
 
@@ -108,8 +126,7 @@ impl Consumer {
     }
 
     fn find_queues(&mut self, ctx: &Context<'_>) {
-        let open = ctx.topics.iter().filter(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
-        for topic in open {
+        for topic in ctx.open_topics() {
             if self.cursors.iter().any(|cursor| cursor.queue.topic == topic.id) {
                 continue;
             }
@@ -130,11 +147,16 @@ impl Consumer {
 
     fn heartbeat(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>) {
         self.heartbeat_at = ctx.now + HEARTBEAT_NANOS;
-        let topics = ctx.topics.iter().filter(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
         let expression = self.expression();
         let data = ConsumerData {
             group_name: self.name.clone(),
-            subscription_data_set: topics
+            message_model: if self.is_broadcasting {
+                MessageModel::Broadcasting
+            } else {
+                MessageModel::Clustering
+            },
+            subscription_data_set: ctx
+                .open_topics()
                 .map(|topic| SubscriptionData::tag_expression(&topic.name, &expression))
                 .collect(),
             ..ConsumerData::default()
@@ -145,7 +167,8 @@ impl Consumer {
             producer_data_set: vec![ProducerData { group_name: "producers".to_owned() }],
             ..HeartbeatData::default()
         };
-        wire.ask(ctx.now, RequestCode::HEART_BEAT, &(), heartbeat.to_json(), Asked::Heartbeat);
+        let topics = ctx.open_topics().map(|topic| topic.id).collect();
+        wire.ask(ctx.now, RequestCode::HEART_BEAT, &(), heartbeat.to_json(), Asked::Heartbeat(topics));
     }
 
     fn pull(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
@@ -187,6 +210,7 @@ impl Consumer {
             messages_max: self.messages_max as usize,
             is_known: ctx.checker.is_known(queue.topic),
             at: ctx.now,
+            released: ctx.checker.released(ctx.core),
         };
         let code = if self.is_lite { RequestCode::LITE_PULL_MESSAGE } else { RequestCode::PULL_MESSAGE };
         ctx.counts.requests += 1;
@@ -222,7 +246,14 @@ impl Consumer {
     /// Questions that consumers ask now and then: the end of a queue, a message by its id.
     fn ask_around(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
         let queue = self.cursors[index].queue;
-        if ctx.random.chance(50) {
+        if ctx.random.chance(30) {
+            let asked = Asked::MinOffset { queue, at_least: ctx.checker.first_at_least(queue) };
+            let request = GetMinOffsetRequest {
+                topic: ctx.topics[queue.topic.0].name.clone().into(),
+                queue_id: QueueId(queue.id),
+            };
+            wire.ask(ctx.now, RequestCode::GET_MIN_OFFSET, &request, Vec::new(), asked);
+        } else if ctx.random.chance(50) {
             let asked = Asked::MaxOffset { queue, at_least: ctx.checker.known_end(queue) };
             let request = GetMaxOffsetRequest {
                 topic: ctx.topics[queue.topic.0].name.clone().into(),
@@ -231,7 +262,11 @@ impl Consumer {
             };
             wire.ask(ctx.now, RequestCode::GET_MAX_OFFSET, &request, Vec::new(), asked);
         } else if let Some((id, position)) = ctx.checker.any_known(ctx.random.next_u64()) {
-            let request = ViewMessageByIdRequest { topic: None, offset: PhysicalOffset(position) };
+            if position >> SHARD_SHIFT != ctx.core {
+                return;
+            }
+            let offset = PhysicalOffset(position & ((1 << SHARD_SHIFT) - 1));
+            let request = ViewMessageByIdRequest { topic: None, offset };
             let asked = Asked::View { id, position };
             wire.ask(ctx.now, RequestCode::VIEW_MESSAGE_BY_ID, &request, Vec::new(), asked);
         }
@@ -247,8 +282,8 @@ impl Consumer {
             Asked::Commit { key, .. }
                 if is_missing
                     && (!ctx.checker.is_known(key.queue.topic) || ctx.checker.is_shortened(key.queue)) => {}
-            Asked::Heartbeat if is_ok => {}
-            Asked::Heartbeat | Asked::Commit { .. } => {
+            Asked::Heartbeat(topics) if is_ok => self.subscribed = topics,
+            Asked::Heartbeat(_) | Asked::Commit { .. } => {
                 if !ctx.may_refuse_write(answer) {
                     ctx.unexpected("heartbeat or commit", answer);
                 }
@@ -268,13 +303,23 @@ impl Consumer {
                 Ok(_) if is_ok => {}
                 _ => ctx.unexpected("query of a queue's end", answer),
             },
+            Asked::MinOffset { queue, at_least } => match offset() {
+                Ok(offset) if is_ok && offset >= at_least => ctx.checker.moved(queue, 0, offset),
+                Ok(offset) if is_ok && !ctx.checker.has_rot() && !ctx.checker.is_shortened(queue) => {
+                    let text = format!("{queue} begins at {offset}, all below {at_least} is released");
+                    ctx.checker.report(Anomaly::Resurrected, text);
+                }
+                Ok(_) if is_ok => {}
+                _ if ctx.trouble.reads_failed => {}
+                _ => ctx.unexpected("query of a queue's beginning", answer),
+            },
             Asked::View { id, position } => on_view(id, position, answer, ctx),
             other => unreachable!("consumers do not ask {other:?}"),
         }
     }
 
     fn on_pulled(&mut self, pulling: Pulling, answer: &RemotingCommand, ctx: &mut Context<'_>) {
-        let Pulling { queue, from, messages_max, is_known, at } = pulling;
+        let Pulling { queue, from, messages_max, is_known, at, released } = pulling;
         let index = self.cursors.iter().position(|cursor| cursor.queue == queue).expect("pulled by it");
         let cursor = &mut self.cursors[index];
         cursor.is_asked = false;
@@ -308,7 +353,14 @@ impl Consumer {
                 }
             }
         }
+        for seen in &seen {
+            ctx.checker.is_fresh(queue, released, seen.position);
+        }
         match code {
+            ResponseCode::PULL_OFFSET_MOVED if next > from => {
+                ctx.counts.moved += 1;
+                ctx.checker.moved(queue, from, next);
+            }
             ResponseCode::PULL_OFFSET_MOVED => {
                 let is_excused = ctx.checker.is_forsaken(queue.topic)
                     || ctx.checker.has_rot()
@@ -346,6 +398,8 @@ impl Consumer {
             ResponseCode::TOPIC_NOT_EXIST => {
                 !is_known || ctx.checker.is_forsaken(queue.topic) || ctx.checker.has_rot()
             }
+            // The topic's settings were damaged; its messages tell only of the queues that they are in.
+            ResponseCode::INVALID_PARAMETER => ctx.checker.has_rot(),
             ResponseCode::SYSTEM_ERROR => ctx.trouble.reads_failed,
             // The heartbeat could not make the group.
             ResponseCode::SUBSCRIPTION_NOT_EXIST | ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST => {
@@ -381,7 +435,11 @@ pub(crate) fn ask_commit(
 fn on_view(id: MessageId, position: u64, answer: &RemotingCommand, ctx: &mut Context<'_>) {
     if answer.code != ResponseCode::SUCCESS.0 {
         // Looked up by its place in the log it is there only when the disk has it.
-        if !ctx.trouble.reads_failed && !ctx.checker.has_rot() && !ctx.checker.is_async() {
+        if !ctx.checker.is_deletable(position)
+            && !ctx.trouble.reads_failed
+            && !ctx.checker.has_rot()
+            && !ctx.checker.is_async()
+        {
             ctx.unexpected(&format!("view of {id} at {position}"), answer);
         }
         return;

@@ -25,6 +25,8 @@ pub struct Coverage {
     pub free_again: u64,
     pub async_lives: u64,
     pub segments: u64,
+    /// Of those, the ones that were made of the file of a released one.
+    pub recycled: u64,
     pub disk_reads: u64,
     pub disk_writes: u64,
     pub busy: u64,
@@ -37,6 +39,13 @@ pub struct Coverage {
     pub deleted_topics: u64,
     /// Sends that were taken again after all faults were taken back.
     pub probes: u64,
+    /// Old segments that were released, and times that one was due and kept.
+    pub released: u64,
+    pub kept: u64,
+    /// Starts that found a released segment still there.
+    pub interrupted: u64,
+    /// Pulls that were told of a later beginning of their queue.
+    pub moved: u64,
 }
 
 impl Coverage {
@@ -48,15 +57,14 @@ impl Coverage {
             *self.faults.entry(fault).or_default() += count;
         }
         self.add_sectors(other.sectors);
-        self.corruption.injected += other.corruption.injected;
-        self.corruption.reported += other.corruption.reported;
-        self.corruption.unknown += other.corruption.unknown;
+        self.corruption.add(other.corruption);
         self.stutters += other.stutters;
         self.stutters_reported += other.stutters_reported;
         self.lost_at_end += other.lost_at_end;
         self.free_again += other.free_again;
         self.async_lives += other.async_lives;
         self.segments += other.segments;
+        self.recycled += other.recycled;
         self.disk_reads += other.disk_reads;
         self.disk_writes += other.disk_writes;
         self.busy += other.busy;
@@ -68,6 +76,10 @@ impl Coverage {
         self.failed_logs += other.failed_logs;
         self.deleted_topics += other.deleted_topics;
         self.probes += other.probes;
+        self.released += other.released;
+        self.kept += other.kept;
+        self.interrupted += other.interrupted;
+        self.moved += other.moved;
     }
 
     pub(crate) fn add_sectors(&mut self, sectors: CrashReport) {

@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
-use ringmq_ring::sim::{Random, ReadFault, SimDisk, WriteFault};
+use ringmq_ring::sim::{Random, ReadFault, WriteFault};
 use ringmq_storage::SegmentBase;
 
-use crate::backstage::segment_path;
+use crate::backstage::{SimStore, segment_path};
 
 const HEAD_BYTES: u64 = 48;
 const PAGE_BYTES: u64 = 4096;
@@ -75,8 +75,16 @@ pub struct Corruption {
     pub unknown: u64,
 }
 
+impl Corruption {
+    pub fn add(&mut self, other: Corruption) {
+        self.injected += other.injected;
+        self.reported += other.reported;
+        self.unknown += other.unknown;
+    }
+}
+
 pub(crate) struct Ledger {
-    disk: SimDisk,
+    store: SimStore,
     segment_bytes: u64,
     /// L1, from the start of a block to its end.
     blocks: BTreeMap<u64, u64>,
@@ -88,6 +96,8 @@ pub(crate) struct Ledger {
     reading: BTreeMap<u64, Reading>,
     /// Of the last block.
     end: u64,
+    /// Segments before this were released: their files may be gone.
+    released: u64,
     /// Reads that came wrong, with the time.
     stutters: Vec<(Range<u64>, u64)>,
     stutters_of_life: Vec<Range<u64>>,
@@ -97,9 +107,9 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(disk: SimDisk, segment_bytes: u64) -> Ledger {
+    pub(crate) fn new(store: SimStore, segment_bytes: u64) -> Ledger {
         Ledger {
-            disk,
+            store,
             segment_bytes,
             blocks: BTreeMap::new(),
             wrong: BTreeSet::new(),
@@ -107,6 +117,7 @@ impl Ledger {
             writing: BTreeMap::new(),
             reading: BTreeMap::new(),
             end: 0,
+            released: 0,
             stutters: Vec::new(),
             stutters_of_life: Vec::new(),
             reported: Vec::new(),
@@ -118,7 +129,7 @@ impl Ledger {
     /// File and offset in it of a position of the log.
     pub(crate) fn place(&self, position: u64) -> (PathBuf, u64) {
         let offset = position % self.segment_bytes;
-        (segment_path(SegmentBase(position - offset)), offset)
+        (segment_path(&self.store.directory, SegmentBase(position - offset)), offset)
     }
 
     // ---- what the ring does
@@ -174,7 +185,7 @@ impl Ledger {
         let start = segment.0 + offset;
         let range = start..start + u64::from(len);
         let mut truth = vec![0; len as usize];
-        let read = self.disk.read_at(&segment_path(segment), offset, &mut truth);
+        let read = self.store.disk.read_at(&segment_path(&self.store.directory, segment), offset, &mut truth);
         // What is wrong further on, or lost already, may be left to another read.
         let first = self.blocks.get(&start).filter(|_| !self.wrong.contains(&start));
         let first_end = first.copied().unwrap_or(start);
@@ -193,13 +204,18 @@ impl Ledger {
     pub(crate) fn old_block(&self, random: &mut Random) -> Option<Range<u64>> {
         let end = self.end.checked_sub(PROOF_BYTES).filter(|end| *end > 0)?;
         let (start, end) = self.blocks.range(..random.below(end)).next_back()?;
-        Some(*start..*end)
+        (*start >= self.released).then_some(*start..*end)
     }
 
     /// Bytes in this range of the log are not any more what they were.
     pub(crate) fn make_wrong(&mut self, range: &Range<u64>) {
         let overlapped = self.blocks.range(..range.end).rev().take_while(|(_, end)| **end > range.start);
         self.wrong.extend(overlapped.map(|(start, _)| *start));
+    }
+
+    /// The broker has released what is before this.
+    pub(crate) fn on_released(&mut self, end: u64) {
+        self.released = self.released.max(end);
     }
 
     // ---- what the broker says
@@ -251,8 +267,12 @@ impl Ledger {
         (from, kept.map_or(Ok(()), |(range, _)| Err(format!("a read of {range:?} went wrong"))))
     }
 
-    /// A broker has found that the log ends here.
-    pub(crate) fn on_boot(&mut self, end: u64) {
+    /// A broker has found that the log is this.
+    pub(crate) fn on_boot(&mut self, log: Range<u64>) {
+        let Range { start, end } = log;
+        self.released = start;
+        self.blocks = self.blocks.split_off(&start);
+        self.wrong = self.wrong.split_off(&start);
         for (start, writing) in std::mem::take(&mut self.writing) {
             if start < end && self.is_sound(start..writing.head.end) {
                 // It was under way when the power was cut, and is part of the log.
@@ -272,7 +292,7 @@ impl Ledger {
     /// ranges that should have been reported (L2).
     pub(crate) fn judge(&self, is_known: impl Fn(&Range<u64>) -> bool) -> (Corruption, Vec<Range<u64>>) {
         let (mut corruption, mut silent) = (Corruption::default(), Vec::new());
-        for start in &self.wrong {
+        for start in self.wrong.range(self.released..) {
             let block = *start..self.blocks[start];
             if self.is_sound(block.clone()) {
                 continue;
@@ -292,7 +312,7 @@ impl Ledger {
     fn is_sound(&self, block: Range<u64>) -> bool {
         let (path, offset) = self.place(block.start);
         let mut bytes = vec![0; (block.end - block.start) as usize];
-        let read = self.disk.read_at(&path, offset, &mut bytes);
+        let read = self.store.disk.read_at(&path, offset, &mut bytes);
         let is_whole = read.is_ok_and(|count| count == bytes.len());
         is_whole
             && Head::read(&bytes, block.start).is_some()

@@ -108,11 +108,12 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         coverage.free_again
     );
     println!(
-        "broker: {} requests, {} reads, {} writes, {} segments; refused: {} busy, {} for lack of space, {} after a failed write ({} logs failed); {} long polls, {} topics deleted; sends taken again after faults: {}",
+        "broker: {} requests, {} reads, {} writes, {} segments ({} of spares); refused: {} busy, {} for lack of space, {} after a failed write ({} logs failed); {} long polls, {} topics deleted; sends taken again after faults: {}",
         coverage.requests,
         coverage.disk_reads,
         coverage.disk_writes,
         coverage.segments,
+        coverage.recycled,
         coverage.busy,
         coverage.no_space,
         coverage.failed,
@@ -120,6 +121,10 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         coverage.long_polls,
         coverage.deleted_topics,
         coverage.probes
+    );
+    println!(
+        "retention: {} segments released, {} still there after a crash, {} times one was due and kept, {} pulls told of a later beginning",
+        coverage.released, coverage.interrupted, coverage.kept, coverage.moved
     );
     let count = |anomaly| anomalies.get(&anomaly).copied().unwrap_or(0);
     println!(

@@ -8,8 +8,8 @@ use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
 use ringmq_ring::sim::Random;
 
-use crate::checker::{MessageId, Queue, Sent, TopicId, body_of};
-use crate::client::{Asked, Context, TAGS, TopicState};
+use crate::checker::{MessageId, Queue, Sent, TopicId, body_of, position_in};
+use crate::client::{Asked, Context, TAGS};
 use crate::wire::Wire;
 
 /// A send under way.
@@ -24,6 +24,7 @@ pub(crate) struct Sending {
     is_illegal: bool,
 }
 
+#[derive(Clone)]
 pub(crate) struct Producer {
     number: u32,
     next_number: u32,
@@ -32,6 +33,8 @@ pub(crate) struct Producer {
     /// Longest pause between two sends.
     think: u64,
     body_bytes_max: u32,
+    /// Most bodies are not longer.
+    body_bytes_usual: u32,
     batch_percent: u64,
 }
 
@@ -45,8 +48,14 @@ impl Producer {
             pipeline: [1, 4, 16, 64][random.below(4) as usize],
             think: [20_000, 200_000, 3_000_000][random.below(3) as usize],
             body_bytes_max,
+            body_bytes_usual: body_bytes_max / 8,
             batch_percent: random.below(40),
         }
+    }
+
+    /// Fills segments faster.
+    pub(crate) fn send_more(&mut self) {
+        (self.body_bytes_max, self.body_bytes_usual) = (40_000, 20_000);
     }
 
     pub(crate) fn next_at(&self, wire: &Wire<Asked>) -> u64 {
@@ -55,12 +64,8 @@ impl Producer {
 
     pub(crate) fn act(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>) {
         while ctx.now >= self.next_at && wire.outstanding() < self.pipeline {
-            let ready: Vec<(TopicId, u32)> = ctx
-                .topics
-                .iter()
-                .filter(|topic| topic.state == TopicState::Ready && !topic.is_scratch)
-                .map(|topic| (topic.id, topic.queues))
-                .collect();
+            let ready: Vec<(TopicId, u32)> =
+                ctx.open_topics().map(|topic| (topic.id, topic.queues)).collect();
             self.next_at = ctx.now.max(self.next_at + ctx.random.below(self.think));
             let Some((topic, queues)) = ready.get(ctx.random.below(ready.len() as u64) as usize) else {
                 self.next_at = ctx.now + 1_000_000;
@@ -92,7 +97,7 @@ impl Producer {
             let body_bytes = match ctx.random.below(100) {
                 0..50 if is_illegal => ctx.record_bytes_max,
                 50.. if is_illegal => 0,
-                0..90 => ctx.random.between(1, u64::from(self.body_bytes_max / 8)) as u32,
+                0..90 => ctx.random.between(1, u64::from(self.body_bytes_usual)) as u32,
                 _ => ctx.random.between(1, u64::from(self.body_bytes_max)) as u32,
             };
             let tag = ctx.random.below(TAGS.len() as u64) as u8;
@@ -193,7 +198,7 @@ fn on_success(
         .msg_id
         .split(',')
         .filter_map(|id| id.parse::<OffsetMessageId>().ok())
-        .map(|id| id.physical_offset.0)
+        .map(|id| position_in(ctx.core, id.physical_offset.0))
         .collect();
     let (Ok(got), Ok(first)) = (u32::try_from(response.queue_id), u64::try_from(response.queue_offset))
     else {

@@ -40,6 +40,10 @@ pub enum Planted {
     SilentDamage,
     /// The broker acknowledges before the disk has it, and says it does not.
     AsyncAsSync,
+    /// Old segments go though the next start needs the checkpoint in them.
+    HastyRelease,
+    /// Old segments go though groups that are online have still to consume from them.
+    IgnoredGroups,
 }
 
 /// What the ring and the world around it tell each other.
@@ -78,6 +82,14 @@ impl Watch {
             random: Random::new(seed ^ 0x7261_6365),
             planted,
         }
+    }
+
+    /// A broker starts: nothing of the last one is under way.
+    pub(crate) fn begin_life(&mut self) {
+        self.log_failed_at = None;
+        self.write_fault = None;
+        self.read_fault = None;
+        self.wake_at = 0;
     }
 
     pub(crate) fn note(&mut self, word: u64) {

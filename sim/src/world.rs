@@ -4,35 +4,34 @@
 //!
 //! To settle is to take all faults back, ask for nothing more, and to demand an answer to all that was asked.
 
+mod audit;
+mod core;
 mod faults;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use ringmq::driver::{Driver, LogFiles};
+use ringmq::housekeeping::Retention;
 use ringmq::shard::{DelayTable, FlushDiskType, Shard, ShardConfig};
 use ringmq_net::Limits;
-use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::RemotingCommand;
-use ringmq_protocol::message::messages;
-use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_ring::Ring;
-use ringmq_ring::sim::{Random, SimConfig, SimDisk, SimNet, SimRing};
-use ringmq_storage::{LogConfig, RecoverError};
+use ringmq_ring::sim::{Random, SimConfig, SimDisk, SimRing};
+use ringmq_storage::{LogConfig, RecoverError, SegmentStore};
 
+use self::core::{Broker, Core};
 use crate::admin::Admin;
-use crate::backstage::{ADDRESS, Housekeeping, LOG_DIR, SimStore};
-use crate::checker::{Anomaly, Checker, Contents, Queue, TopicId, Violation};
+use crate::backstage::{Housekeeping, Keeping, Release};
+use crate::checker::{Anomaly, Checker, TopicId, Violation, position_in};
 use crate::client::{Asked, Client, Context, Counts, Role, Topic, TopicState, Trouble, connect};
-use crate::consumer::{Consumer, ask_commit};
+use crate::consumer::Consumer;
 use crate::coverage::Coverage;
-use crate::ledger::Ledger;
-use crate::producer::Producer;
-use crate::ring::{Planted, SharedWatch, Watch, WatchedRing};
+use crate::producer::{Producer, on_send_answer};
+use crate::ring::{Planted, WatchedRing};
 use crate::wire::Wire;
-use faults::Fault;
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLI;
@@ -85,39 +84,60 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     world.outcome()
 }
 
-/// A broker that is alive.
-struct Broker {
-    driver: Driver<WatchedRing>,
-    net: SimNet,
-    housekeeping: Housekeeping,
-    record_bytes_max: u32,
+/// What kind of world a seed is, besides its faults.
+struct Plan {
+    cores: u64,
+    keeping: Keeping,
+}
+
+impl Plan {
+    fn draw(seed: u64, planted: Option<Planted>) -> Plan {
+        // Of its own, so that worlds of which this is not a part stay what they were.
+        let mut random = Random::new(seed ^ 0x706c_616e);
+        let cores = [1, 1, 2, 3][random.below(4) as usize];
+        let is_about_retention = matches!(planted, Some(Planted::HastyRelease | Planted::IgnoredGroups));
+        if !is_about_retention && !random.chance(50) {
+            return Plan { cores, keeping: Keeping::ALL };
+        }
+        let bytes = [None, Some(0), Some(4 << 20), Some(7 << 20)][random.below(4) as usize];
+        let age = [1, 50, 1_000, 20_000][random.below(4) as usize];
+        let retention = Retention {
+            age: if bytes.is_some() && random.chance(70) {
+                Duration::MAX
+            } else {
+                Duration::from_millis(age)
+            },
+            bytes,
+            forced: random.chance(50) && planted != Some(Planted::IgnoredGroups),
+        };
+        Plan { cores, keeping: Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND) } }
+    }
+
+    fn deletes(&self) -> bool {
+        self.keeping.retention.bytes.is_some() || self.keeping.retention.age < Duration::MAX
+    }
 }
 
 struct World {
     options: Options,
+    plan: Plan,
     random: Random,
     disk: SimDisk,
-    watch: SharedWatch,
+    cores: Vec<Core>,
     checker: Checker,
     clients: Vec<Client>,
     topics: Vec<Topic>,
     counts: Counts,
     connections: u64,
-    trouble: Trouble,
-    broker: Option<Broker>,
     is_active: bool,
-    faults: Vec<(u64, Fault)>,
     /// Whether this world's disk also makes mistakes that it does not report.
     is_hostile: bool,
     /// Acknowledged is not durable, and the clients know.
     is_async: bool,
     /// When the disk has room again.
     room_at: Option<u64>,
-    /// Everything acknowledged was made durable by a stop.
-    is_flushed: bool,
-    /// From here on the end of the log may be lost.
-    may_lose_from: Option<u64>,
-    prober: Producer,
+    /// One a core.
+    probers: Vec<Producer>,
     segment_bytes: u64,
     sector_bytes: u32,
     is_direct: bool,
@@ -127,57 +147,68 @@ struct World {
 impl World {
     fn new(seed: u64, options: Options) -> World {
         let mut random = Random::new(seed);
+        let plan = Plan::draw(seed, options.planted);
         let disk = SimDisk::new(random.next_u64());
-        let segment_bytes = random.between(1, 4) << 20;
-        let ledger = Ledger::new(disk.clone(), segment_bytes);
-        let watch = Rc::new(RefCell::new(Watch::new(random.next_u64(), options.planted, ledger)));
+        let mut segment_bytes = random.between(1, 4) << 20;
+        if plan.deletes() {
+            segment_bytes = segment_bytes.min(2 << 20);
+        }
+        let watch_seed = random.next_u64();
+        let core = |number| {
+            Core::new(number, disk.clone(), segment_bytes, options.planted, watch_seed.wrapping_add(number))
+        };
+        let cores = (0..plan.cores).map(core).collect();
         let is_hostile = random.chance(20);
         let is_async = random.chance(25) && options.planted.is_none();
-        let topic = |id, name: &str, queues, state| Topic {
-            id: TopicId(id),
-            name: name.to_owned(),
-            queues,
-            state,
-            is_scratch: false,
-        };
-        let topics = vec![
-            topic(0, "orders", random.between(1, 4) as u32, TopicState::Wanted),
-            topic(1, "events", 1, TopicState::Wanted),
+        let mut topics: Vec<Topic> = Vec::new();
+        for core in 0..plan.cores {
+            let mut topic = |name: &str, queues, state| {
+                let (id, name) = (TopicId(topics.len()), name.to_owned());
+                topics.push(Topic { id, core, name, queues, state, is_scratch: false });
+            };
+            topic("orders", random.between(1, 4) as u32, TopicState::Wanted);
+            topic("events", 1, TopicState::Wanted);
             // Made by the first send to it.
-            topic(2, "automatic", 2, TopicState::Ready),
-        ];
-        let mut roles = vec![Role::Admin(Admin::new(!is_hostile, &mut random))];
-        for number in 0..random.between(1, 4) as u32 {
-            roles.push(Role::Producer(Producer::new(number, &mut random)));
+            topic("automatic", 2, TopicState::Ready);
         }
-        for group in 0..random.between(1, 4) as u32 {
-            roles.push(Role::Consumer(Consumer::new(group, &mut random)));
+        let mut clients = Vec::new();
+        for core in 0..plan.cores {
+            clients.push((core, Role::Admin(Admin::new(core, !is_hostile, &mut random))));
+        }
+        // Where each one works: everywhere is somebody, as far as they go.
+        let somewhere = |number: u32| u64::from(number) % plan.cores;
+        for number in 0..random.between(1, 4).max(plan.cores) as u32 {
+            let mut producer = Producer::new(number, &mut random);
+            if plan.deletes() {
+                producer.send_more();
+            }
+            clients.push((somewhere(number), Role::Producer(producer)));
+        }
+        for group in 0..random.between(1, 4).max(plan.cores) as u32 {
+            let consumer = Consumer::new(group, &mut random);
+            clients.push((somewhere(group), Role::Consumer(consumer)));
         }
         let is_direct = random.chance(70);
         disk.set_direct(is_direct);
         World {
             options,
             disk,
-            watch,
+            cores,
             checker: Checker::of_async(is_async),
-            clients: roles.into_iter().map(Client::new).collect(),
+            clients: clients.into_iter().map(|(core, role)| Client::new(core, role)).collect(),
             topics,
             counts: Counts::default(),
             connections: 0,
-            trouble: Trouble::default(),
-            broker: None,
             is_active: false,
-            faults: Vec::new(),
             is_hostile,
             is_async,
             room_at: None,
-            is_flushed: false,
-            may_lose_from: None,
-            prober: Producer::new(PROBER, &mut random),
+            probers: (0..plan.cores as u32).map(|core| Producer::new(PROBER + core, &mut random)).collect(),
             segment_bytes,
             sector_bytes: if random.chance(80) { 4096 } else { 8192 },
             is_direct,
             coverage: Coverage::default(),
+            plan,
             random,
         }
     }
@@ -186,7 +217,7 @@ impl World {
         let lives = self.random.between(2, 6);
         for life in 1..=lives {
             let requests = self.counts.requests + self.options.steps / lives;
-            if !self.boot() {
+            if !self.boot(self.plan.keeping) {
                 return;
             }
             self.draw_faults();
@@ -200,60 +231,69 @@ impl World {
             }
             self.crash();
         }
-        if self.boot() {
+        // The auditor wants to see all that is there: nothing goes any more.
+        if self.boot(Keeping::ALL) {
             self.audit();
             self.crash();
         }
     }
 
     fn outcome(self) -> Outcome {
-        let watch = self.watch.borrow();
         let counts = self.counts;
+        let mut coverage = Coverage {
+            requests: counts.requests,
+            busy: counts.busy,
+            no_space: counts.no_space,
+            failed: counts.failed,
+            long_polls: counts.long_polls,
+            moved: counts.moved,
+            deleted_topics: self.topics.iter().filter(|topic| topic.state == TopicState::Deleted).count()
+                as u64,
+            ..self.coverage
+        };
+        let mut trace = 0;
+        let mut simulated = Duration::ZERO;
+        for core in &self.cores {
+            let watch = core.watch.borrow();
+            trace = (trace ^ watch.trace).rotate_left(1);
+            simulated = Duration::from_nanos(watch.base);
+            coverage.stutters += watch.ledger.stutters_made;
+            coverage.stutters_reported += watch.ledger.stutters_reported;
+            coverage.disk_reads += watch.reads;
+            coverage.disk_writes += watch.writes;
+        }
         Outcome {
-            trace: watch.trace,
-            simulated: Duration::from_nanos(watch.base),
+            trace,
+            simulated,
             acknowledged: self.checker.acknowledged_count(),
             seen: self.checker.seen_count(),
             anomalies: self.checker.counts().clone(),
-            coverage: Coverage {
-                requests: counts.requests,
-                stutters: watch.ledger.stutters_made,
-                stutters_reported: watch.ledger.stutters_reported,
-                disk_reads: watch.reads,
-                disk_writes: watch.writes,
-                busy: counts.busy,
-                no_space: counts.no_space,
-                failed: counts.failed,
-                long_polls: counts.long_polls,
-                segments: self.disk.list(std::path::Path::new(LOG_DIR)).len() as u64,
-                deleted_topics: self.topics.iter().filter(|topic| topic.state == TopicState::Deleted).count()
-                    as u64,
-                ..self.coverage
-            },
+            coverage,
             violations: self.checker.violations().to_vec(),
         }
     }
 
-    /// Time since the beginning of the run, in nanoseconds.
+    /// Time since the beginning of the run, in nanoseconds: of the core that is behind, among those that have not stopped.
     fn now(&self) -> u64 {
-        let life = self.broker.as_ref().map_or(0, |broker| broker.net.now().0);
-        self.watch.borrow().base + life
+        let at_work = self.cores.iter().filter(|core| !core.has_stopped()).map(Core::now).min();
+        at_work.unwrap_or_else(|| self.cores.iter().map(Core::now).max().expect("there is one"))
     }
 
-    fn say(&self, text: impl FnOnce() -> String) {
+    fn say(&self, core: usize, text: impl FnOnce() -> String) {
         if self.options.verbose {
-            println!("{:>12.6}  {}", self.now() as f64 / SECOND as f64, text());
+            let now = self.cores[core].now() as f64 / SECOND as f64;
+            println!("{now:>12.6}  {core}  {}", text());
         }
     }
 
     // ---- a life
 
-    fn log_config(&mut self) -> LogConfig {
+    fn log_config(&mut self, core: usize) -> LogConfig {
         let random = &mut self.random;
         let record_bytes_max = 150 << 10;
         let chunk_bytes = 256 << 10;
         LogConfig {
-            shard: 0,
+            shard: core as u16,
             log_id: 7,
             segment_bytes: self.segment_bytes,
             block_bytes_max: [1 << 10, 8 << 10, 64 << 10][random.below(3) as usize],
@@ -270,20 +310,26 @@ impl World {
         }
     }
 
-    /// Starts a broker on what the disk holds.
-    fn boot(&mut self) -> bool {
-        let log = self.log_config();
+    /// Starts the broker on what the disk holds.
+    fn boot(&mut self, keeping: Keeping) -> bool {
+        self.checker.restarted();
+        (0..self.cores.len()).all(|core| self.boot_core(core, keeping))
+    }
+
+    fn boot_core(&mut self, index: usize, keeping: Keeping) -> bool {
+        let log = self.log_config(index);
         let ring_config = SimConfig {
             recv_buffer_count: [1, 4, 32][self.random.below(3) as usize],
             recv_buffer_bytes: [512, 4096, 16 << 10][self.random.below(3) as usize],
         };
         let ring = SimRing::new(self.random.next_u64(), self.disk.clone(), ring_config);
         let net = ring.net();
-        let mut ring = WatchedRing::new(ring, self.disk.clone(), Rc::clone(&self.watch));
-        let (listener, address) =
-            ring.listen(ADDRESS.parse().expect("an address")).expect("nobody else listens");
+        let core = &mut self.cores[index];
+        let number = core.number;
+        let mut ring = WatchedRing::new(ring, self.disk.clone(), Rc::clone(&core.watch));
+        let (listener, address) = ring.listen(core.address).expect("nobody else listens");
         let config = ShardConfig {
-            broker_name: "broker-a-0".to_owned(),
+            broker_name: format!("broker-a-{number}"),
             cluster_name: "DefaultCluster".to_owned(),
             address,
             flush: if self.is_async || self.options.planted == Some(Planted::AsyncAsSync) {
@@ -298,11 +344,14 @@ impl World {
         let wall_ms = ring.now().wall_ms;
         let record_bytes_max = log.record_bytes_max;
         self.coverage.async_lives += u64::from(self.is_async);
+        let mut store = core.store.clone();
+        let start = store.segments().expect("the disk is there").iter().map(|(base, _)| base.0).min();
+        let start = start.unwrap_or(0);
+        self.coverage.interrupted += u64::from(self.checker.begins_at(position_in(number, start)));
         if self.random.chance(10) {
             self.count_fault("EIO while the log is recovered");
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
-        let mut store = SimStore(self.disk.clone());
         let mut boot = || Shard::boot(config.clone(), log.clone(), &mut store, wall_ms, &mut |_| {});
         let mut booted = boot();
         if let Err(RecoverError::Index { .. }) = booted {
@@ -319,28 +368,32 @@ impl World {
         };
         self.disk.fail_lookup(None);
         let report = &boot.report;
-        self.say(|| {
+        self.say(index, || {
             format!(
-                "boot: {} records in {} bytes, {} bytes cut, {} damaged",
+                "boot: {} records in {start}..{}, {} bytes cut, {} damaged, {:?}",
                 report.records,
                 report.end,
                 report.cut_bytes,
-                report.damaged.len()
+                report.damaged.len(),
+                boot.notes
             )
         });
         if report.cut_bytes > 0 {
             self.coverage.cut_tails += 1;
         }
-        if let Some(from) = self.may_lose_from.take() {
-            self.coverage.lost_at_end += self.checker.cut(report.end.0, from);
+        let core = &mut self.cores[index];
+        if let Some(from) = core.may_lose_from.take() {
+            let (end, from) = (position_in(number, report.end.0), position_in(number, from));
+            self.coverage.lost_at_end += self.checker.cut(end, from);
         }
-        self.watch.borrow_mut().ledger.on_boot(report.end.0);
+        core.watch.borrow_mut().ledger.on_boot(start..report.end.0);
         for damage in &report.damaged {
             let range = damage.position.0..damage.position.0 + damage.bytes;
-            self.coverage.free_again += self.checker.lost(range.clone());
+            let in_all = position_in(number, range.start)..position_in(number, range.end);
+            self.coverage.free_again += self.checker.lost(in_all);
             self.coverage.damage_reports += 1;
             if self.options.planted != Some(Planted::SilentDamage) {
-                let told = self.watch.borrow_mut().ledger.damage_reported(&range);
+                let told = core.watch.borrow_mut().ledger.damage_reported(&range);
                 told.unwrap_or_else(|text| self.checker.report(Anomaly::FalseAlarm, text));
             }
         }
@@ -352,22 +405,17 @@ impl World {
             );
             self.checker.report(Anomaly::FalseAlarm, text);
         }
-        let (backstage, mut housekeeping) = Housekeeping::new(self.disk.clone(), log, self.random.next_u64());
-        housekeeping.forgets_to_sync = self.options.planted == Some(Planted::UnsyncedSegment);
-        let files = LogFiles::new(LOG_DIR.into(), self.is_direct);
+        let sealed = boot.shard.sealed_headers();
+        let (planted, seed) = (self.options.planted, self.random.next_u64());
+        let (backstage, housekeeping) =
+            Housekeeping::new(core.store.clone(), log, keeping, &sealed, planted, seed);
+        let files = LogFiles::new(core.store.directory.clone(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);
-        self.checker.restarted();
-        self.trouble = Trouble { disk_was_full: self.room_at.is_some(), ..Trouble::default() };
-        self.is_flushed = false;
-        {
-            let watch = &mut *self.watch.borrow_mut();
-            watch.log_failed_at = None;
-            watch.write_fault = None;
-            watch.read_fault = None;
-            watch.wake_at = 0;
-        }
+        core.trouble = Trouble { disk_was_full: self.room_at.is_some(), ..Trouble::default() };
+        core.is_flushed = false;
+        core.watch.borrow_mut().begin_life();
         self.disk.set_latency(FAST.0, FAST.1);
-        self.broker = Some(Broker { driver, net, housekeeping, record_bytes_max });
+        core.broker = Some(Broker { driver, net, housekeeping, record_bytes_max, has_stopped: false });
         true
     }
 
@@ -375,51 +423,72 @@ impl World {
     fn work(&mut self, requests: u64) {
         self.is_active = true;
         let until = self.now() + self.random.between(10 * MILLI, 5 * SECOND);
-        while self.counts.requests < requests && self.now() < until {
+        // Now and then the power is cut while a segment goes.
+        let mut is_cut_short = false;
+        while self.counts.requests < requests && self.now() < until && !is_cut_short {
             self.step(until);
+            let removes = self.cores.iter_mut().any(|core| core.broker().housekeeping.is_removing());
+            is_cut_short = removes && self.random.chance(3);
         }
         self.is_active = false;
-        self.faults.clear();
+        self.cores.iter_mut().for_each(|core| core.faults.clear());
     }
 
-    /// One turn of the broker, and a visit to everybody else. False once the broker has stopped.
+    /// One turn of the core that is behind. False once all cores have stopped.
     fn step(&mut self, until: u64) -> bool {
-        let broker = self.broker.as_mut().expect("it is alive");
-        let clients = self.clients.iter().map(|client| client.next_at(self.is_active)).min();
-        let fault = self.faults.last().map(|(at, _)| *at);
-        let wake_at =
-            [clients, fault, broker.housekeeping.next_at(), self.room_at].into_iter().flatten().min();
+        let alive = self.cores.iter().enumerate().filter(|(_, core)| !core.has_stopped());
+        let Some((index, _)) = alive.min_by_key(|(_, core)| core.now()) else { return false };
+        let goes_on = self.step_core(index, until);
+        self.cores[index].broker().has_stopped = !goes_on;
+        true
+    }
+
+    /// One turn of a core, and a visit to everybody else there. False once it has stopped.
+    fn step_core(&mut self, index: usize, until: u64) -> bool {
+        let core = &mut self.cores[index];
+        let number = core.number;
+        let there = self.clients.iter().filter(|client| client.core == number);
+        let clients = there.map(|client| client.next_at(self.is_active)).min();
+        let fault = core.faults.last().map(|(at, _)| *at);
+        let housekeeping = core.broker().housekeeping.next_at();
+        let wake_at = [clients, fault, housekeeping, self.room_at].into_iter().flatten().min();
         {
-            let watch = &mut *self.watch.borrow_mut();
+            let watch = &mut *core.watch.borrow_mut();
             watch.wake_at = wake_at.unwrap_or(until).min(until).saturating_sub(watch.base);
         }
-        let goes_on = broker.driver.turn().expect("a simulated ring does not fail");
-        let now = self.now();
-        let broker = self.broker.as_mut().expect("it is alive");
-        broker.housekeeping.act(now);
-        self.hear();
-        if let Some(at) = self.watch.borrow().log_failed_at
-            && !self.trouble.log_failed
+        let goes_on = core.broker().driver.turn().expect("a simulated ring does not fail");
+        let now = core.now();
+        let broker = core.broker();
+        let wall_ms = broker.driver.parts().0.now().wall_ms;
+        broker.housekeeping.act(now, wall_ms);
+        if let Some(at) = core.watch.borrow().log_failed_at
+            && !core.trouble.log_failed
         {
-            self.trouble.log_failed = true;
+            core.trouble.log_failed = true;
             self.coverage.failed_logs += 1;
-            self.checker.log_failed(at);
+            self.checker.log_failed(number, at);
         }
+        self.hear(index);
         if self.room_at.is_some_and(|at| at <= now) {
             self.make_room();
         }
-        while self.faults.last().is_some_and(|(at, _)| *at <= now) {
-            let (_, fault) = self.faults.pop().expect("just seen");
-            self.inflict(fault);
+        while self.cores[index].faults.last().is_some_and(|(at, _)| *at <= now) {
+            let (_, fault) = self.cores[index].faults.pop().expect("just seen");
+            self.inflict(index, fault);
         }
-        self.visit();
+        self.visit(index);
         goes_on
     }
 
     /// What the operator reads.
-    fn hear(&mut self) {
-        let lines = &mut self.broker.as_mut().expect("it is alive").housekeeping.lines;
-        let ledger = &mut self.watch.borrow_mut().ledger;
+    fn hear(&mut self, index: usize) {
+        let core = &mut self.cores[index];
+        let number = core.number;
+        let lines = &mut core.broker.as_mut().expect("it is alive").housekeeping.lines;
+        let releases = std::mem::take(&mut lines.releases);
+        self.coverage.segments += std::mem::take(&mut lines.segments_made);
+        self.coverage.recycled += std::mem::take(&mut lines.recycled);
+        let ledger = &mut core.watch.borrow_mut().ledger;
         for range in lines.stutters.drain(..) {
             ledger.stutter_reported(&range);
         }
@@ -427,20 +496,40 @@ impl World {
             self.coverage.damage_reports += 1;
             let told = ledger.block_reported(&range);
             told.unwrap_or_else(|text| self.checker.report(Anomaly::FalseAlarm, text));
-            self.checker.unreadable(range);
+            self.checker.unreadable(position_in(number, range.start)..position_in(number, range.end));
+        }
+        for release in releases {
+            match release {
+                Release::Asked(end) => self.checker.release_asked(number, position_in(number, end)),
+                Release::Kept => {
+                    self.coverage.kept += 1;
+                    self.checker.release_refused(number);
+                }
+                Release::Granted(end) => {
+                    self.coverage.released += 1;
+                    let counts = !self.plan.keeping.retention.forced && !core.trouble.is_stopping;
+                    let online = self.clients.iter().filter(|client| client.core == number && counts);
+                    let online: Vec<_> = online.flat_map(Client::online).collect();
+                    self.checker.release_granted(number, position_in(number, end), &online);
+                    ledger.on_released(end);
+                }
+            }
         }
     }
 
-    fn context<'a>(&'a mut self) -> (Context<'a>, &'a mut Vec<Client>) {
-        let now = self.now();
-        let broker = self.broker.as_mut().expect("it is alive");
+    fn context<'a>(&'a mut self, index: usize) -> (Context<'a>, &'a mut Vec<Client>) {
+        let core = &mut self.cores[index];
+        let now = core.now();
+        let broker = core.broker.as_mut().expect("it is alive");
         let wall_ms = broker.driver.parts().0.now().wall_ms;
         let context = Context {
             now,
             wall_ms,
             is_active: self.is_active,
+            core: core.number,
+            address: core.address,
             record_bytes_max: broker.record_bytes_max,
-            trouble: self.trouble,
+            trouble: core.trouble,
             net: &broker.net,
             random: &mut self.random,
             checker: &mut self.checker,
@@ -451,20 +540,22 @@ impl World {
         (context, &mut self.clients)
     }
 
-    fn visit(&mut self) {
-        let (mut context, clients) = self.context();
-        for client in clients {
+    fn visit(&mut self, index: usize) {
+        let (mut context, clients) = self.context(index);
+        for client in clients.iter_mut().filter(|client| client.core == index as u64) {
             client.act(&mut context);
         }
     }
 
     /// Takes the faults back and demands an answer to every request.
     fn settle(&mut self) {
-        self.faults.clear();
         self.make_room();
         self.disk.set_latency(FAST.0, FAST.1);
-        self.watch.borrow_mut().write_fault = None;
-        self.watch.borrow_mut().read_fault = None;
+        for core in &mut self.cores {
+            core.faults.clear();
+            let watch = &mut *core.watch.borrow_mut();
+            (watch.write_fault, watch.read_fault) = (None, None);
+        }
         for client in &mut self.clients {
             if let Some(wire) = &mut client.wire {
                 wire.mend();
@@ -475,7 +566,7 @@ impl World {
         while self.clients.iter().map(outstanding).sum::<usize>() > 0 && self.now() < until {
             self.step(until);
         }
-        self.say(|| "settled".to_owned());
+        self.say(0, || "settled".to_owned());
         for client in &self.clients {
             if let Some(wire) = client.wire.as_ref().filter(|wire| wire.outstanding() > 0) {
                 let oldest = wire.oldest();
@@ -483,29 +574,36 @@ impl World {
                 self.checker.report(Anomaly::Unanswered, text);
             }
         }
-        self.probe();
+        for core in 0..self.cores.len() {
+            self.probe(core);
+        }
     }
 
     /// With all faults taken back, a send has to be taken, unless the log has failed for good.
-    fn probe(&mut self) {
-        let topic = self.topics.iter().find(|topic| topic.state == TopicState::Ready && !topic.is_scratch);
-        let Some(topic) = topic.map(|topic| topic.id).filter(|_| !self.trouble.log_failed) else { return };
-        let Some(mut wire) = connect(&mut self.context().0) else {
+    fn probe(&mut self, core: usize) {
+        let is_open = |topic: &&Topic| {
+            topic.core == core as u64 && topic.state == TopicState::Ready && !topic.is_scratch
+        };
+        let topic = self.topics.iter().find(is_open).map(|topic| topic.id);
+        let Some(topic) = topic.filter(|_| !self.cores[core].trouble.log_failed) else { return };
+        let Some(mut wire) = connect(&mut self.context(core).0) else {
             return self.checker.report(Anomaly::Stuck, "nobody listens any more");
         };
         let until = self.now() + ANSWER_NANOS;
-        let mut prober = std::mem::replace(&mut self.prober, Producer::new(PROBER, &mut self.random));
         loop {
             while wire.outstanding() == 0 {
-                prober.send(&mut wire, &mut self.context().0, topic, Some(0), 0);
+                let mut prober = self.probers[core].clone();
+                prober.send(&mut wire, &mut self.context(core).0, topic, Some(0), 0);
+                self.probers[core] = prober;
             }
-            let Some((asked, answer)) = self.answer(&mut wire) else { break };
-            prober.on_answer(asked, &answer, &mut self.context().0);
+            let Some((asked, answer)) = self.answer(core, &mut wire) else { break };
+            let Asked::Send(sending) = asked else { unreachable!("probers only send") };
+            on_send_answer(sending, &answer, &mut self.context(core).0);
             if answer.code == ResponseCode::SUCCESS.0 {
                 self.coverage.probes += 1;
                 break;
             }
-            if self.trouble.log_failed {
+            if self.cores[core].trouble.log_failed {
                 break;
             }
             if self.now() > until {
@@ -514,38 +612,60 @@ impl World {
                 break;
             }
         }
-        self.prober = prober;
+    }
+
+    /// The next answer that comes for somebody who is no client of this world.
+    fn answer(&mut self, core: usize, wire: &mut Wire<Asked>) -> Option<(Asked, RemotingCommand)> {
+        let until = self.now() + ANSWER_NANOS;
+        while self.now() < until {
+            wire.flush();
+            self.step(until);
+            let now = self.cores[core].now();
+            if let Some(answered) = wire.pump(now, &mut self.checker).pop() {
+                return Some(answered);
+            }
+        }
+        self.checker.report(Anomaly::Unanswered, "the auditor or prober got no answer");
+        None
     }
 
     /// Asks the broker to end.
     fn stop(&mut self) {
-        self.say(|| "stop".to_owned());
+        self.say(0, || "stop".to_owned());
         self.coverage.stops += 1;
-        self.trouble.is_stopping = true;
-        self.broker.as_mut().expect("it is alive").housekeeping.stop();
-        let until = self.now() + STOP_NANOS;
+        let start = self.now();
+        for core in &mut self.cores {
+            core.trouble.is_stopping = true;
+            core.broker().housekeeping.stop();
+        }
+        let until = start + STOP_NANOS;
         while self.step(until) {
             if self.now() >= until {
                 return self.checker.report(Anomaly::Stuck, "the broker does not stop");
             }
         }
-        self.is_flushed = !self.trouble.log_failed && self.now() < until - STOP_NANOS + STOP_PATIENCE_NANOS;
+        for core in &mut self.cores {
+            core.is_flushed = !core.trouble.log_failed && core.now() < start + STOP_PATIENCE_NANOS;
+        }
     }
 
     /// Cuts the power, and lets some time go by.
     fn crash(&mut self) {
-        let now = self.now();
-        self.broker = None;
-        let is_async = self.is_async && !self.is_flushed;
-        let (may_lose_from, told) = self.watch.borrow_mut().ledger.on_crash(is_async, now);
-        self.may_lose_from = may_lose_from;
-        told.unwrap_or_else(|text| self.checker.report(Anomaly::Unreported, text));
+        let now = self.cores.iter().map(Core::now).max().expect("there is one");
+        for core in &mut self.cores {
+            let own_now = core.now();
+            core.broker = None;
+            let is_async = self.is_async && !core.is_flushed;
+            let (may_lose_from, told) = core.watch.borrow_mut().ledger.on_crash(is_async, own_now);
+            core.may_lose_from = may_lose_from;
+            told.unwrap_or_else(|text| self.checker.report(Anomaly::Unreported, text));
+        }
         let report = self.disk.crash(self.random.next_u64());
         self.coverage.crashes += 1;
         self.coverage.add_sectors(report);
         let down = self.random.below(3 * SECOND);
-        self.watch.borrow_mut().base = now + down;
-        self.say(|| format!("crash: {report:?}"));
+        self.cores.iter_mut().for_each(|core| core.watch.borrow_mut().base = now + down);
+        self.say(0, || format!("crash: {report:?}"));
         for client in &mut self.clients {
             let wait = self.random.below(20 * MILLI);
             client.lose(now + down + wait);
@@ -553,120 +673,5 @@ impl World {
         for topic in self.topics.iter_mut().filter(|topic| topic.state == TopicState::Deleting) {
             topic.state = TopicState::Unknown;
         }
-    }
-
-    // ---- the end
-
-    /// Reads everything and compares it with what the clients know.
-    fn audit(&mut self) {
-        self.is_active = false;
-        let Some(mut wire) = connect(&mut self.context().0) else {
-            return self.checker.report(Anomaly::Stuck, "nobody listens after the restart");
-        };
-        let mut contents = Contents::new();
-        for topic in self.topics.clone() {
-            let is_current = self.topics.iter().rfind(|other| other.name == topic.name).map(|other| other.id)
-                == Some(topic.id);
-            if !is_current || topic.state == TopicState::Unknown {
-                continue;
-            }
-            for id in 0..topic.queues {
-                let queue = Queue { topic: topic.id, id };
-                match self.read_queue(&mut wire, &topic.name, queue) {
-                    Some(_) if topic.state == TopicState::Deleted && !self.checker.has_rot() => {
-                        let text = format!("topic {} was deleted and is there", topic.name);
-                        self.checker.report(Anomaly::RegressedOffset, text);
-                    }
-                    Some(messages) => drop(contents.insert(queue, messages)),
-                    None => {}
-                }
-            }
-        }
-        for key in self.checker.commit_keys() {
-            let since = self.checker.last_commit(key);
-            let name = self.topics[key.queue.topic.0].name.clone();
-            let group = format!("group-{}", key.group);
-            ask_commit(&mut wire, self.now(), &group, &name, key.queue.id, Asked::Audit);
-            let Some((_, answer)) = self.answer(&mut wire) else { return };
-            let found = (answer.code == ResponseCode::SUCCESS.0)
-                .then(|| OffsetResponse::decode(&answer.header().ext).map(|found| found.offset as u64).ok());
-            self.checker.offset_found(key, since, found.flatten());
-        }
-        self.checker.finish(&contents);
-        let (corruption, silent) = self.watch.borrow().ledger.judge(|range| self.checker.knows(range));
-        self.coverage.corruption = corruption;
-        for range in silent {
-            let text = format!("the block at {range:?} is damaged, and the broker never said so");
-            self.checker.report(Anomaly::Unreported, text);
-        }
-    }
-
-    /// All messages of a queue; `None` if its topic is not there.
-    fn read_queue(
-        &mut self,
-        wire: &mut Wire<Asked>,
-        topic: &str,
-        queue: Queue,
-    ) -> Option<Vec<crate::checker::Seen>> {
-        let mut found = Vec::new();
-        let mut from = 0;
-        loop {
-            let request = PullMessageRequest {
-                consumer_group: "auditor".into(),
-                topic: topic.into(),
-                queue_id: queue.id as i32,
-                queue_offset: from,
-                max_msg_nums: 1000,
-                sys_flag: pull_flag::SUBSCRIPTION,
-                commit_offset: 0,
-                suspend_timeout_millis: 0,
-                subscription: Some("*".into()),
-                sub_version: 0,
-                expression_type: None,
-                max_msg_bytes: None,
-                request_source: None,
-                proxy_forward_client_id: None,
-            };
-            wire.ask(self.now(), RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::Audit);
-            let (_, answer) = self.answer(wire)?;
-            match ResponseCode(answer.code) {
-                ResponseCode::SUCCESS | ResponseCode::PULL_RETRY_IMMEDIATELY => {}
-                ResponseCode::PULL_OFFSET_MOVED if from == 0 => {}
-                ResponseCode::PULL_NOT_FOUND => return Some(found),
-                ResponseCode::TOPIC_NOT_EXIST => return None,
-                _ => {
-                    self.context().0.unexpected("pull of the auditor", &answer);
-                    return Some(found);
-                }
-            }
-            let mut context = self.context().0;
-            for message in messages(&answer.body).flatten() {
-                found.extend(context.look_at(queue, &message));
-            }
-            let next = PullMessageResponse::decode(&answer.header().ext).map(|next| next.next_begin_offset);
-            match next {
-                Ok(next) if next > from => from = next,
-                // An empty queue that was never used says so at its beginning.
-                _ if found.is_empty() => return Some(found),
-                _ => {
-                    self.context().0.unexpected("pull of the auditor, without progress", &answer);
-                    return Some(found);
-                }
-            }
-        }
-    }
-
-    fn answer(&mut self, wire: &mut Wire<Asked>) -> Option<(Asked, RemotingCommand)> {
-        let until = self.now() + ANSWER_NANOS;
-        while self.now() < until {
-            wire.flush();
-            self.step(until);
-            let now = self.now();
-            if let Some(answered) = wire.pump(now, &mut self.checker).pop() {
-                return Some(answered);
-            }
-        }
-        self.checker.report(Anomaly::Unanswered, "the auditor or prober got no answer");
-        None
     }
 }

@@ -71,6 +71,11 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
         ("blocks made wrong", all.corruption.injected),
         ("reads gone wrong", all.stutters),
         ("sends after all faults", all.probes),
+        ("segments released", all.released),
+        ("segments made of spares", all.recycled),
+        ("segments that were due and kept", all.kept),
+        ("releases cut short by a crash", all.interrupted),
+        ("pulls told of a later beginning", all.moved),
     ];
     for (what, count) in happened {
         assert!(count > 0, "no {what}: {all:#?}");
@@ -163,4 +168,14 @@ fn reads_that_are_not_verified_are_found() {
 #[test]
 fn damage_that_is_kept_secret_is_found() {
     finds(Planted::SilentDamage, &[Anomaly::Unreported]);
+}
+
+#[test]
+fn a_release_of_what_the_next_start_needs_is_found() {
+    finds(Planted::HastyRelease, &[Anomaly::RegressedOffset, Anomaly::FalseAlarm]);
+}
+
+#[test]
+fn a_release_of_what_an_online_group_has_still_to_consume_is_found() {
+    finds(Planted::IgnoredGroups, &[Anomaly::Robbed]);
 }

@@ -5,7 +5,8 @@
 //!     completed or in flight: old, new, or torn (new up to some byte, old from there).
 //! D3  A durable write makes the sectors it covers durable when it completes; `sync_file` makes the whole file and its
 //!     length durable. A length that was not made durable is lost or kept in a crash, as a whole.
-//! D4  A created, renamed or removed name survives a crash surely once `sync_dir` was called; before, by chance.
+//! D4  A created, renamed or removed name survives a crash surely once `sync_dir` was called; before, by chance. A crash leaves a
+//!     renamed file its old name or its new one.
 //! D5  Room is taken by what is written for the first time, zeros included, and given back when a file is removed. Writing over
 //!     it, or setting a length, takes none: as on a file system that does not copy on write.
 //!
@@ -81,6 +82,8 @@ struct State {
     random: Random,
     names: BTreeMap<PathBuf, FileId>,
     names_durable: BTreeMap<PathBuf, FileId>,
+    /// Renamed since the folder was synced: from, to.
+    renamed: Vec<(PathBuf, PathBuf)>,
     files: BTreeMap<FileId, Content>,
     in_flight: BTreeMap<WriteId, Write>,
     ids: u64,
@@ -290,6 +293,7 @@ impl SimDisk {
             random: Random::new(seed),
             names: BTreeMap::new(),
             names_durable: BTreeMap::new(),
+            renamed: Vec::new(),
             files: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             ids: 0,
@@ -376,6 +380,7 @@ impl SimDisk {
     pub fn sync_dir(&self, directory: &Path) {
         let state = &mut *self.0.borrow_mut();
         state.names_durable.retain(|path, _| path.parent() != Some(directory));
+        state.renamed.retain(|(from, _)| from.parent() != Some(directory));
         let inside = state.names.iter().filter(|(path, _)| path.parent() == Some(directory));
         state.names_durable.extend(inside.map(|(path, id)| (path.clone(), *id)));
     }
@@ -384,6 +389,7 @@ impl SimDisk {
         let state = &mut *self.0.borrow_mut();
         let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.names.insert(to.to_path_buf(), id);
+        state.renamed.push((from.to_path_buf(), to.to_path_buf()));
         Ok(())
     }
 
@@ -424,6 +430,26 @@ impl SimDisk {
         }
         for content in state.files.values_mut() {
             content.crash(&mood, &mut random, &mut report);
+        }
+        for (from, to) in std::mem::take(&mut state.renamed) {
+            let was = state.names_durable.get(&from).copied();
+            if was.is_none() || state.names.contains_key(&from) || state.names.get(&to).copied() != was {
+                continue; // More has happened to these names since, which is decided below.
+            }
+            if random.chance(50) {
+                let id = state.names.remove(&to).expect("just seen");
+                state.names.insert(from.clone(), id);
+                if let Some(replaced) = state.names_durable.get(&to) {
+                    state.names.insert(to.clone(), *replaced);
+                }
+            }
+            // Decided: as if it had been synced.
+            for path in [from, to] {
+                match state.names.get(&path).copied() {
+                    Some(id) => state.names_durable.insert(path, id),
+                    None => state.names_durable.remove(&path),
+                };
+            }
         }
         let paths: BTreeSet<_> = state.names.keys().chain(state.names_durable.keys()).cloned().collect();
         for path in paths {

@@ -7,7 +7,7 @@ fn id(number: u32) -> MessageId {
 }
 
 fn seen(number: u32, offset: u64) -> Seen {
-    Seen { offset, id: id(number), position: 1_000 * u64::from(number) }
+    Seen { offset, id: id(number), position: 1_000 * u64::from(number), stored_ms: i64::from(number) }
 }
 
 /// Messages 0 to 9 sent; 0 to 4 acknowledged at their own offsets.
@@ -114,12 +114,12 @@ fn committed_offsets_do_not_go_back() {
 #[test]
 fn nothing_is_acknowledged_after_the_log_failed() {
     let mut checker = checker();
-    checker.log_failed(5);
+    checker.log_failed(0, 5);
     checker.acknowledged(id(5), QUEUE, 5, 5_000);
     assert!(checker.violations().is_empty(), "it was sent before");
-    checker.log_failed(4);
+    checker.log_failed(0, 4);
     checker.restarted();
-    checker.log_failed(4);
+    checker.log_failed(0, 4);
     checker.acknowledged(id(6), QUEUE, 6, 6_000);
     assert_eq!(checker.violations()[0].anomaly, Anomaly::AcknowledgedAfterFailure);
 }
@@ -187,4 +187,93 @@ fn a_seen_message_that_is_gone_is_lost_and_a_phantom() {
     let mut checker = checker();
     checker.pulled(QUEUE, 4..5, &[], &[seen(4, 4)]);
     assert_eq!(anomalies(checker, first(4)), [Anomaly::LostWrite, Anomaly::Phantom].into());
+}
+
+/// A checker that knows messages 0 to 4, of which those below 2,500 lie in the oldest segment, which was asked for.
+fn releasing() -> Checker {
+    let mut checker = checker();
+    checker.pulled(QUEUE, 0..5, &[], &first(5));
+    checker.release_asked(0, 2_500);
+    checker
+}
+
+#[test]
+fn what_was_released_may_be_gone_and_nothing_else() {
+    let mut checker = releasing();
+    checker.release_granted(0, 2_500, &[]);
+    assert!(!checker.begins_at(2_500));
+    assert_eq!(anomalies(checker, first(5).split_off(3)), BTreeSet::new());
+    let mut too_much = releasing();
+    too_much.release_granted(0, 2_500, &[]);
+    assert_eq!(
+        anomalies(too_much, first(5).split_off(4)),
+        [Anomaly::LostWrite, Anomaly::Phantom].into(),
+        "one that was not released"
+    );
+    let mut kept = releasing();
+    kept.release_refused(0);
+    kept.begins_at(2_500);
+    assert_eq!(kept.violations()[0].anomaly, Anomaly::LostWrite);
+}
+
+#[test]
+fn what_was_gone_stays_gone_and_what_was_cut_short_does_not_count() {
+    let mut checker = releasing();
+    checker.release_granted(0, 2_500, &[]);
+    assert!(checker.begins_at(0), "the crash came before the files were gone");
+    assert_eq!(anomalies(checker, first(5)), BTreeSet::new());
+    let mut checker = releasing();
+    checker.release_granted(0, 2_500, &[]);
+    checker.begins_at(2_500);
+    checker.begins_at(0);
+    assert_eq!(checker.violations()[0].anomaly, Anomaly::Resurrected);
+    let mut checker = releasing();
+    checker.release_granted(0, 2_500, &[]);
+    checker.begins_at(2_500);
+    assert_eq!(anomalies(checker, first(5)), [Anomaly::Resurrected].into());
+}
+
+#[test]
+fn a_queue_begins_later_only_because_of_a_release() {
+    let mut asked = releasing();
+    asked.moved(QUEUE, 1, 3);
+    asked.release_granted(0, 2_500, &[]);
+    asked.moved(QUEUE, 0, 3);
+    assert!(asked.violations().is_empty());
+    assert_eq!(asked.first_at_least(QUEUE), 3);
+    asked.moved(QUEUE, 0, 4);
+    assert_eq!(asked.violations()[0].anomaly, Anomaly::Skipped);
+    let mut kept = releasing();
+    kept.moved(QUEUE, 1, 3);
+    assert!(kept.violations().is_empty(), "it may be released any time");
+    kept.release_refused(0);
+    assert_eq!(kept.violations().len(), 2, "messages 1 and 2");
+}
+
+#[test]
+fn an_online_group_is_robbed_only_of_what_it_cannot_have_consumed() {
+    let key = CommitKey { group: 1, queue: QUEUE };
+    let robbed = |commits: &[(u64, bool)], later: Option<u64>| {
+        let mut checker = releasing();
+        checker.release_refused(0);
+        for (offset, is_acknowledged) in commits {
+            let number = checker.committing(key, *offset);
+            if *is_acknowledged {
+                checker.committed(key, number);
+            }
+        }
+        checker.release_asked(0, 2_500);
+        if let Some(offset) = later {
+            let number = checker.committing(key, offset);
+            checker.committed(key, number);
+        }
+        checker.release_granted(0, 2_500, &[(1, TopicId(0))]);
+        checker.counts().get(&Anomaly::Robbed).copied().unwrap_or(0)
+    };
+    assert_eq!(robbed(&[], None), 3);
+    assert_eq!(robbed(&[(1, true)], None), 2);
+    assert_eq!(robbed(&[(3, true)], None), 0);
+    assert_eq!(robbed(&[(3, true), (1, true)], None), 2, "it went back");
+    assert_eq!(robbed(&[(3, true)], Some(0)), 0, "it went back when it was released already, perhaps");
+    assert_eq!(robbed(&[(1, true), (3, false)], None), 0, "it may be there, perhaps");
 }

@@ -1,4 +1,5 @@
 use super::*;
+use ringmq_ring::sim::SimDisk;
 
 const SEGMENT_BYTES: u64 = 1 << 20;
 
@@ -25,7 +26,8 @@ struct Log {
 impl Log {
     fn new() -> Log {
         let disk = SimDisk::new(1);
-        let ledger = Ledger::new(disk.clone(), SEGMENT_BYTES);
+        let store = SimStore { disk: disk.clone(), directory: PathBuf::from("/log") };
+        let ledger = Ledger::new(store, SEGMENT_BYTES);
         let (path, _) = ledger.place(0);
         disk.create(&path).unwrap();
         disk.set_len(&path, SEGMENT_BYTES).unwrap();
@@ -95,7 +97,7 @@ fn in_async_mode_the_end_may_be_lost_from_the_first_write_under_way() {
     log.ledger.writing(99, Some(&log.path), 4096, &block(4096, 128, &[1]), None);
     log.write(8192, 128, None);
     assert_eq!(log.ledger.on_crash(true, 0).0, Some(4096));
-    log.ledger.on_boot(128);
+    log.ledger.on_boot(0..128);
     assert_eq!(log.ledger.on_crash(true, 0).0, Some(128));
 }
 

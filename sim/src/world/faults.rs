@@ -117,33 +117,37 @@ impl Fault {
 impl World {
     /// Faults of this life, by time.
     pub(super) fn draw_faults(&mut self) {
-        let random = &mut self.random;
-        let count = [0, 2, 5, 12][random.below(4) as usize];
-        let hostile = if self.is_hostile { random.below(4) } else { 0 };
-        let start = self.watch.borrow().base;
-        let mut faults: Vec<(u64, Fault)> = Vec::new();
-        for index in 0..count + hostile {
-            // Lives are long or short: early moments get as many faults as late ones.
-            let at = start + (random.below(LIFE_NANOS) >> random.below(12));
-            let fault = if index < count { Fault::draw(random) } else { Fault::draw_hostile(random) };
-            faults.push((at, fault));
+        for core in &mut self.cores {
+            let random = &mut self.random;
+            let count = [0, 2, 5, 12][random.below(4) as usize];
+            let hostile = if self.is_hostile { random.below(4) } else { 0 };
+            let start = core.watch.borrow().base;
+            let mut faults: Vec<(u64, Fault)> = Vec::new();
+            for index in 0..count + hostile {
+                // Lives are long or short: early moments get as many faults as late ones.
+                let at = start + (random.below(LIFE_NANOS) >> random.below(12));
+                let fault = if index < count { Fault::draw(random) } else { Fault::draw_hostile(random) };
+                faults.push((at, fault));
+            }
+            // Latest first: they are taken from the end.
+            faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+            core.faults = faults;
         }
-        // Latest first: they are taken from the end.
-        faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
-        self.faults = faults;
     }
 
     pub(super) fn count_fault(&mut self, name: &'static str) {
         *self.coverage.faults.entry(name).or_default() += 1;
     }
 
-    pub(super) fn inflict(&mut self, fault: Fault) {
+    pub(super) fn inflict(&mut self, index: usize, fault: Fault) {
         self.count_fault(fault.name());
-        self.say(|| format!("fault: {fault:?}"));
-        let now = self.now();
-        let victim = self.random.below(self.clients.len() as u64) as usize;
-        let victim = &mut self.clients[victim];
-        let broker = self.broker.as_mut().expect("it is alive");
+        self.say(index, || format!("fault: {fault:?}"));
+        let core = &mut self.cores[index];
+        let now = core.now();
+        let mut there: Vec<_> = self.clients.iter_mut().filter(|client| client.core == core.number).collect();
+        let victim = self.random.below(there.len() as u64) as usize;
+        let victim = &mut *there[victim];
+        let broker = core.broker.as_mut().expect("it is alive");
         let nanos = Duration::from_nanos;
         match fault {
             Fault::Reset => victim.reset(),
@@ -157,27 +161,28 @@ impl World {
                     wire.dawdle(now + time);
                 }
             }
-            Fault::ClockJump(ms) => self.watch.borrow_mut().wall_shift_ms += ms,
+            Fault::ClockJump(ms) => core.watch.borrow_mut().wall_shift_ms += ms,
             Fault::Write(fault) => {
                 if matches!(fault, WriteFault::Lost | WriteFault::Misdirected { .. }) {
                     self.checker.rot();
-                    self.trouble.reads_failed = true;
+                    core.trouble.reads_failed = true;
                 }
-                self.watch.borrow_mut().write_fault = Some(fault);
+                core.watch.borrow_mut().write_fault = Some(fault);
             }
             Fault::Read(fault) => {
-                self.trouble.reads_failed = true;
-                self.watch.borrow_mut().read_fault = Some(fault);
+                core.trouble.reads_failed = true;
+                core.watch.borrow_mut().read_fault = Some(fault);
             }
             Fault::DiskLatency(low, high) => self.disk.set_latency(nanos(low), nanos(high)),
             Fault::NetDelay(low, high) => broker.net.set_delay(nanos(low), nanos(high)),
             Fault::NoSpace(bytes, time) => {
-                self.trouble.disk_was_full = true;
+                // All cores write to the same disk.
+                self.cores.iter_mut().for_each(|core| core.trouble.disk_was_full = true);
                 self.disk.set_space_left(Some(bytes));
                 self.room_at = Some(now + time);
             }
             Fault::SlowHousekeeping(slowest) => broker.housekeeping.slowest = slowest,
-            Fault::Spoil(spoiling) => self.spoil(spoiling),
+            Fault::Spoil(spoiling) => self.spoil(index, spoiling),
         }
     }
 
@@ -187,8 +192,9 @@ impl World {
     }
 
     /// Spoils what was written long ago, so that what was written since proves that it was durable.
-    fn spoil(&mut self, spoiling: Spoiling) {
-        let watch = &mut *self.watch.borrow_mut();
+    fn spoil(&mut self, index: usize, spoiling: Spoiling) {
+        let core = &mut self.cores[index];
+        let watch = &mut *core.watch.borrow_mut();
         let Some(block) = watch.ledger.old_block(&mut self.random) else { return };
         let position = block.start + self.random.below(block.end - block.start);
         let page = position - position % PAGE_BYTES;
@@ -214,6 +220,6 @@ impl World {
         };
         watch.ledger.make_wrong(&spoiled.expect("it was written"));
         self.checker.rot();
-        self.trouble.reads_failed = true;
+        core.trouble.reads_failed = true;
     }
 }
