@@ -275,6 +275,9 @@ impl Housekeeping {
                     }
                 }
                 FromShard::News(News::TopicChanged { .. } | News::TopicDeleted { .. }) => {}
+                FromShard::News(News::RouteWanted { ticket, .. }) => {
+                    self.tell(ToShard::Route { ticket, queues: None });
+                }
             }
         }
     }

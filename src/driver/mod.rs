@@ -66,6 +66,11 @@ pub enum ToShard {
     Registered {
         ticket: u64,
     },
+    /// Where a topic is, as a name server says: the queues to read at each broker; `None` if none could say.
+    Route {
+        ticket: u64,
+        queues: Option<Vec<(String, u32)>>,
+    },
     /// Make durable what is staged, say goodbye and end.
     Stop,
 }
@@ -340,6 +345,7 @@ impl<R: Ring> Driver<R> {
                 self.shard.on_rebuilt(segment, result.map(|header| *header), &mut self.effects);
             }
             ToShard::Release { segment, forced } => self.shard.on_release(segment, forced, &mut self.effects),
+            ToShard::Route { ticket, queues } => self.shard.on_route(ticket, queues, &mut self.effects),
             ToShard::Registered { ticket } => self.shard.on_registered(ticket, &mut self.effects),
             ToShard::Stop => {
                 if self.stop_by.is_none() {

@@ -136,6 +136,7 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
                             News::TopicChanged { config, ticket } => {
                                 registrar.topic_changed(index, config, ticket);
                             }
+                            News::RouteWanted { topic, ticket } => registrar.find_route(index, topic, ticket),
                             News::TopicDeleted { topic } => registrar.topic_deleted(index, &topic),
                             News::Seal(segment) => give(Job::Seal(segment)),
                             News::Rebuild { segment, replay_from } => {

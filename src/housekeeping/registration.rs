@@ -1,20 +1,20 @@
 //! Tells the name servers which shards there are and which topics they have.
 //!
 //! Each name server has a task of its own with one connection, on which every shard is registered: as soon as it is
-//! connected, every 30 s, and with a topic whenever one changes. Name servers forget a shard when the connection ends
+//! connected, every 30 s, and with a topic whenever one changes; and it is asked where topics are, for who asks a shard. Name servers forget a shard when the connection ends
 //! and learn it again with the next.
 
 use super::ShardLink;
 use crate::driver::ToShard;
 use bytes::{Bytes, BytesMut};
 use ringmq_protocol::body::{
-    Body, DataVersion, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper,
+    Body, DataVersion, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper, TopicRouteData, perm,
 };
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{
     Codec, FRAME_BYTES_MAX, Fields, Language, RemotingCommand, VERSION_REPORTED, frame_len,
 };
-use ringmq_protocol::request::{RegisterBrokerRequest, UnregisterBrokerRequest};
+use ringmq_protocol::request::{GetRouteInfoRequest, RegisterBrokerRequest, UnregisterBrokerRequest};
 use ringmq_protocol::types::Opaque;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -33,6 +33,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const CALL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the creator of a topic waits for name servers that do not answer.
 const TOPIC_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one name server is waited for when it is asked where a topic is, and all of them: clients wait 3 s.
+const ROUTE_PATIENCE: Duration = Duration::from_secs(1);
+const ROUTES_PATIENCE: Duration = Duration::from_secs(2);
 /// Changes of topics that wait for one name server; beyond, it learns them with the next full registration.
 const JOBS_MAX: usize = 1024;
 
@@ -48,7 +51,15 @@ struct State {
     registered: RefCell<Vec<Registered>>,
 }
 
+/// Queues to read at each broker.
+type Queues = Vec<(String, u32)>;
+
 enum Job {
+    /// Where is this topic?
+    Route {
+        topic: String,
+        done: oneshot::Sender<Option<Queues>>,
+    },
     /// Register these topics of a shard, besides what it has.
     Topic {
         shard: usize,
@@ -137,6 +148,29 @@ impl Registrar {
         }
     }
 
+    /// Asks where a topic is, one name server after the other, and tells the shard.
+    pub(super) fn find_route(&self, shard: usize, topic: String, ticket: u64) {
+        let links: Vec<mpsc::Sender<Job>> = self.links.iter().map(|link| link.jobs.clone()).collect();
+        let state = self.state.clone();
+        tokio::task::spawn_local(async move {
+            let any = async {
+                for link in links {
+                    let (done, told) = oneshot::channel();
+                    if link.try_send(Job::Route { topic: topic.clone(), done }).is_err() {
+                        continue;
+                    }
+                    // One that has no such topic may not have been told yet.
+                    if let Ok(Ok(Some(queues))) = timeout(ROUTE_PATIENCE, told).await {
+                        return Some(queues);
+                    }
+                }
+                None
+            };
+            let queues = timeout(ROUTES_PATIENCE, any).await.unwrap_or_default();
+            state.shards[shard].tell(ToShard::Route { ticket, queues });
+        });
+    }
+
     /// A topic of a shard is gone. RocketMQ's name servers are told by whoever deletes it; here it is left out of
     /// what is registered from now on.
     pub(super) fn topic_deleted(&self, shard: usize, topic: &str) {
@@ -217,6 +251,9 @@ async fn serve_connection(
                         let body = state.register_body(shard, Some(config));
                         state.register(connection, shard, body).await?;
                         let _ = done.send(());
+                    }
+                    Some(Job::Route { topic, done }) => {
+                        let _ = done.send(connection.route(&topic).await?);
                     }
                     Some(Job::Unregister { done }) => {
                         for shard in 0..state.shards.len() {
@@ -309,6 +346,33 @@ impl Connection {
 
     /// Sends a request and waits for its success.
     async fn call(&mut self, code: RequestCode, fields: &dyn Fields, body: Bytes) -> io::Result<()> {
+        let answer = self.ask(code, fields, body).await?;
+        if answer.code == ResponseCode::SUCCESS.0 {
+            return Ok(());
+        }
+        let remark = answer.remark.unwrap_or_default();
+        Err(io::Error::other(format!("{code} was refused with {}: {remark}", ResponseCode(answer.code))))
+    }
+
+    /// The queues of a topic that may be read; `None` if this name server knows of none.
+    async fn route(&mut self, topic: &str) -> io::Result<Option<Queues>> {
+        let request = GetRouteInfoRequest { topic: topic.into(), accept_standard_json_only: true };
+        let answer = self.ask(RequestCode::GET_ROUTEINFO_BY_TOPIC, &request, Bytes::new()).await?;
+        if answer.code != ResponseCode::SUCCESS.0 {
+            return Ok(None);
+        }
+        let route = TopicRouteData::from_json(&answer.body).map_err(io::Error::other)?;
+        let readable = route.queue_datas.into_iter().filter(|queues| queues.perm & perm::READ != 0);
+        Ok(Some(readable.map(|queues| (queues.broker_name, queues.read_queue_nums)).collect()))
+    }
+
+    /// Sends a request and waits for its answer.
+    async fn ask(
+        &mut self,
+        code: RequestCode,
+        fields: &dyn Fields,
+        body: Bytes,
+    ) -> io::Result<RemotingCommand> {
         self.opaque = self.opaque.wrapping_add(1);
         let mut command = RemotingCommand::request(code, fields, body);
         command.opaque = Opaque(self.opaque);
@@ -325,12 +389,7 @@ impl Connection {
                 }
             }
         });
-        let answer = answer.await.map_err(|_| io::Error::other(format!("no answer to {code}")))??;
-        if answer.code == ResponseCode::SUCCESS.0 {
-            return Ok(());
-        }
-        let remark = answer.remark.unwrap_or_default();
-        Err(io::Error::other(format!("{code} was refused with {}: {remark}", ResponseCode(answer.code))))
+        answer.await.map_err(|_| io::Error::other(format!("no answer to {code}")))?
     }
 
     async fn read_frame(&mut self) -> io::Result<RemotingCommand> {

@@ -304,8 +304,11 @@ impl Shard {
             }
         }
         self.offsets.forget_pulled_from(&removed.known_queues().collect());
+        self.refuse_held_pops(topic, fx);
         self.index.remove_topic(topic);
         self.offsets.remove_topic(topic);
+        self.pops.flights.remove_topic(topic);
+        self.assignments.remove_topic(topic);
         let pending = self.pending(block);
         pending.replies.push(to, ResponseCode::SUCCESS, None, &(), &[]);
         pending
@@ -387,6 +390,8 @@ impl Shard {
             put("msgGetTotalTodayNow", &self.counts.messages_out),
             put("putMessageSizeTotal", &self.counts.bytes_in),
             put("heldPulls", &self.holds.len()),
+            put("heldPops", &self.pops.holds.len()),
+            put("messagesInFlight", &self.pops.flights.len()),
             put("messageDelayLevel", self.delays.table()),
         ]);
         table.extend(self.delay_info());

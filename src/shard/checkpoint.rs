@@ -1,6 +1,6 @@
 //! Checkpoints: all of the small state, written into the log near the end of each segment (docs/storage.md).
 //!
-//!   begin → topics, groups, offsets, queues, delays: a piece a turn, messages in between → end
+//!   begin → topics, groups, offsets, flights, modes, queues, delays: a piece a turn, messages in between → end
 //!
 //! K1  Whoever reads the log from the begin of a complete checkpoint on knows the whole state, without anything before.
 //! K2  What a piece says is what holds at that moment; what changes later has its own record behind it.
@@ -8,9 +8,11 @@
 
 use super::limits::{CHECKPOINT_PAUSE_MS, CHECKPOINT_RETRY_MS, CHECKPOINT_TURN_BYTES};
 use super::offsets::Commit;
+use super::pop::encode_flights;
 use super::records::{self, kind};
 use super::{Refusal, Shard, groups::Groups};
 use ringmq_protocol::body::Body;
+use ringmq_protocol::types::QueueOffset;
 use ringmq_storage::{ChainPoint, SegmentBase};
 use std::collections::VecDeque;
 
@@ -25,6 +27,10 @@ enum Piece {
     Resets(Box<str>),
     /// Queue locks of a group.
     Locks(Box<str>),
+    /// Messages of a topic in flight for a group.
+    Flights(Box<str>, Box<str>),
+    /// How a topic is consumed by a group.
+    Mode(Box<str>, Box<str>),
     /// Queues of a topic.
     Queues(Box<str>),
     /// How far the delay levels are.
@@ -140,6 +146,8 @@ impl Shard {
         pieces.extend(self.offsets.pairs().into_iter().map(|(g, t)| Piece::Offsets(name(g), name(t))));
         pieces.extend(self.offsets.groups_with_resets().map(|group| Piece::Resets(name(group))));
         pieces.extend(self.locks.groups().map(|group| Piece::Locks(name(group))));
+        pieces.extend(self.pops.flights.pairs().map(|(g, t)| Piece::Flights(name(g), name(t))));
+        pieces.extend(self.assignments.pairs().map(|(t, g)| Piece::Mode(name(t), name(g))));
         pieces.extend(topics.iter().map(|t| Piece::Queues(name(&t.config.topic_name))));
         pieces.push_back(Piece::Delays);
         self.checkpoints.running = Some(Running { begin, pieces, bytes: 0 });
@@ -171,6 +179,18 @@ impl Shard {
                 (kind::RESETS, records::encode_resets(true, self.offsets.resets_of(group)))
             }
             Piece::Locks(group) => (kind::LOCKS, self.locks.encode(group, self.now.monotonic_ms)),
+            Piece::Flights(group, topic) => {
+                let bodies = self.pops.flights.queues(group, topic).flat_map(|of| {
+                    let last = of.flights.last_key_value().map_or(0, |(offset, _)| offset.0 + 1);
+                    let next = self.offsets.get(group, topic, of.queue_id).unwrap_or(QueueOffset(last));
+                    encode_flights(of, next)
+                });
+                (kind::POPPED, bodies.collect())
+            }
+            Piece::Mode(topic, group) => {
+                let mode = self.assignments.get(topic, group);
+                (kind::REQUEST_MODE, mode.map(|mode| mode.to_json()).into_iter().collect())
+            }
             Piece::Queues(topic) => {
                 let queues = self.index.queues_of(topic);
                 let marks = queues.filter_map(|(id, queue)| Some((id, self.index.mark(queue)?)));

@@ -12,6 +12,7 @@ use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX};
+use super::pop::{Pop, PopRead, Revive};
 use super::pull::Chosen;
 use super::relay::Question;
 use super::retry::SendBack;
@@ -55,18 +56,26 @@ pub(super) enum Purpose {
     SendBack { back: Box<SendBack>, position: PhysicalOffset },
     /// Messages of a delay level that are due, a range each.
     Delay { level: DelayLevel, ranges: Vec<LogRange> },
+    /// Messages that were popped, of which the next to be read begins here.
+    Popped(Box<PopRead>),
+    /// A pop whose filter has to see the messages of a block.
+    PopAgain { pop: Box<Pop>, block: PhysicalOffset },
+    /// A popped message whose time is over.
+    Revive { revive: Revive, range: LogRange },
 }
 
 impl Purpose {
-    /// Who is to be told if the read cannot be made.
-    fn asker(&self) -> Result<ReplyTo, DelayLevel> {
+    /// Who is to be told if the read cannot be made; `None` if that is the shard itself.
+    fn asker(&self) -> Option<ReplyTo> {
         match self {
-            Purpose::Pull { pull, .. } => Ok(pull.to),
-            Purpose::View { to, .. } => Ok(*to),
-            Purpose::Question { question, .. } => Ok(question.to),
-            Purpose::Find { find, .. } => Ok(find.to),
-            Purpose::SendBack { back, .. } => Ok(back.to),
-            Purpose::Delay { level, .. } => Err(*level),
+            Purpose::Pull { pull, .. } => Some(pull.to),
+            Purpose::View { to, .. } => Some(*to),
+            Purpose::Question { question, .. } => Some(question.to),
+            Purpose::Find { find, .. } => Some(find.to),
+            Purpose::SendBack { back, .. } => Some(back.to),
+            Purpose::Popped(read) => Some(read.to()),
+            Purpose::PopAgain { pop, .. } => Some(pop.to),
+            Purpose::Delay { .. } | Purpose::Revive { .. } => None,
         }
     }
 }
@@ -246,9 +255,13 @@ impl Shard {
     }
 
     fn fail_read(&mut self, purpose: &Purpose, code: ResponseCode, line: &str, fx: &mut Effects) {
-        match purpose.asker() {
-            Ok(to) => fx.replies.push(to, code, Some(line), &(), &[]),
-            Err(level) => self.deliver_later(level),
+        if let Some(to) = purpose.asker() {
+            fx.replies.push(to, code, Some(line), &(), &[]);
+        }
+        match purpose {
+            Purpose::Delay { level, .. } => self.deliver_later(*level),
+            Purpose::Revive { revive, .. } => self.revive_failed(*revive),
+            _ => {}
         }
     }
 
@@ -393,6 +406,25 @@ impl Shard {
                 }
                 self.deliver(level, found, fx);
             }
+            Purpose::Popped(mut read) => {
+                for (range, bytes, is_lost) in read.wanted() {
+                    match stretch.range(range) {
+                        Seen::Bytes(found) => *bytes = Some(found),
+                        // What lies before the stretch, or behind it, is read with another.
+                        Seen::Nothing => *is_lost = range.block == stretch.start,
+                        Seen::Behind(_) => {}
+                    }
+                }
+                self.read_popped(read, fx);
+            }
+            Purpose::PopAgain { pop, block } => {
+                let is_there = stretch.blocks.binary_search_by_key(&block, |b| b.start).is_ok();
+                self.pop_again(pop, block, is_there.then_some(stretch.bytes.len() as u64), fx);
+            }
+            Purpose::Revive { revive, range } => match stretch.range(range) {
+                Seen::Bytes(message) => self.on_revived(revive, Some(message), fx),
+                Seen::Nothing | Seen::Behind(_) => self.on_revived(revive, None, fx),
+            },
         }
     }
 
@@ -405,6 +437,11 @@ impl Shard {
             Some(block) => Ok(Some(block.start).filter(|_| position < self.log.durable())),
             None => self.sealed.block_before(position),
         }
+    }
+
+    /// A range, if a kept stretch has it.
+    pub(super) fn kept_range(&self, range: LogRange) -> Option<Bytes> {
+        Some(self.cold.kept(range.block)?.slice(range.position, range.len))
     }
 
     /// The message at a position, if a kept stretch has it.

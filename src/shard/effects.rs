@@ -157,6 +157,11 @@ pub enum News {
         config: TopicConfig,
         ticket: Option<u64>,
     },
+    /// Someone wants to know where the topic is. The answer is `on_route` with the ticket.
+    RouteWanted {
+        topic: String,
+        ticket: u64,
+    },
     TopicDeleted {
         topic: String,
     },

@@ -93,6 +93,7 @@ impl Shard {
         self.groups.remove(group);
         if with_offsets {
             self.offsets.remove_group(group);
+            self.pops.flights.remove_group(group);
             self.locks.remove_group(group);
         }
         Ok(())

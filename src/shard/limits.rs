@@ -40,6 +40,30 @@ pub const CHECKPOINT_RETRY_MS: i64 = 100;
 pub const FIND_KEY_MAX: usize = 64;
 /// The same for a query by unique key.
 pub const FIND_UNIQUE_MAX: usize = 32;
+/// Messages in one pop response.
+pub const POP_MESSAGES_MAX: usize = 32;
+/// Longest time a popped message may be invisible: three days.
+pub const POP_INVISIBLE_MS_MAX: i64 = 3 * 24 * 3600 * 1000;
+/// Messages of one queue that may be in flight for one group; beyond, the queue gives no further message to it.
+pub const POP_QUEUE_FLIGHTS_MAX: usize = 20_000;
+/// Messages that may be in flight in all, about 150 bytes each.
+pub const POP_FLIGHTS_MAX: usize = 1_000_000;
+/// Pops and notifications of one group at one queue, or at all queues of a topic, that may wait.
+pub const POP_QUEUE_HOLDS_MAX: usize = 1024;
+/// The same in all.
+pub const POP_HOLDS_MAX: usize = 100_000;
+/// Offsets that one batch of acknowledgements spans.
+pub const BATCH_ACK_OFFSETS_MAX: usize = 1 << 16;
+/// Messages whose time is over that are on their way to a retry topic.
+pub const POP_REVIVES_MAX: usize = 1024;
+/// The same begun in one turn.
+pub const POP_REVIVES_TURN_MAX: usize = 256;
+/// Pause before it goes on after one could not be moved.
+pub const POP_REVIVE_RETRY_MS: i64 = 1_000;
+/// Pairs of a topic and a group that were set to POP or PULL.
+pub const REQUEST_MODES_MAX: usize = 100_000;
+/// Requests that wait for the name server's route of a topic.
+pub const ROUTES_WAITING_MAX: usize = 10_000;
 /// Pulls that may wait for messages.
 pub const HELD_PULLS_MAX: usize = 200_000;
 /// Pulls that waited and are answered in one turn; the others are answered in the next ones.

@@ -12,6 +12,7 @@ use super::effects::{ConnectionId, Effects, FileRead, LogFile, News};
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{INDEX_READS_MAX, LOOKUPS_WAITING_MAX, RETENTION_CHECK_MS};
+use super::pop::{Pop, Revive};
 use super::{Refusal, Shard};
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
@@ -37,6 +38,8 @@ pub(super) enum Waiter {
     },
     /// A delay level looks at its queue.
     Delay(DelayLevel),
+    Pop(Box<Pop>),
+    Revive(Revive),
 }
 
 struct Waiting {
@@ -195,6 +198,8 @@ impl Shard {
             }
             Waiter::Release { segment, forced } => self.on_release(segment, forced, fx),
             Waiter::Delay(level) => self.deliver_level(level, fx),
+            Waiter::Pop(pop) => drop(self.evaluate_pop(pop, fx)),
+            Waiter::Revive(revive) => self.revive(revive, fx),
         }
     }
 
@@ -227,6 +232,8 @@ impl Shard {
                 return fx.news.push(News::Kept { segment, reason: remark.to_owned() });
             }
             Waiter::Delay(level) => return self.deliver_later(level),
+            Waiter::Pop(pop) => pop.to,
+            Waiter::Revive(revive) => return self.revive_failed(revive),
         };
         fx.replies.push(to, code, Some(remark), &(), &[]);
     }

@@ -10,6 +10,7 @@
 //!   progress  how far groups are         group_admin  settings of groups    relay     questions to clients
 //!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
 //!   retention what may be deleted      attributes what a topic has of its own
+//!   pop       messages one by one      assignment  who consumes which queues
 //!   delay     messages for later       retry     what consumers could not process
 //!
 //! S1  Nothing here does I/O, reads a clock, draws a random number or starts a thread: the same events give the same
@@ -18,6 +19,7 @@
 //! S3  Every table and queue has a bound in `limits`; beyond it the client is told, nobody else notices.
 
 mod admin;
+mod assignment;
 mod attributes;
 mod checkpoint;
 mod cold;
@@ -32,6 +34,7 @@ pub mod limits;
 mod locks;
 mod lookups;
 mod offsets;
+mod pop;
 mod progress;
 mod pull;
 mod query;
@@ -52,6 +55,7 @@ pub use effects::{ConnectionId, Effects, FileRead, LogFile, News, Replies, Reply
 pub use recovery::Boot;
 pub use send::FlushDiskType;
 
+use assignment::Assignments;
 use checkpoint::Checkpoints;
 use cold::ColdReads;
 use delay::Delays;
@@ -62,6 +66,7 @@ use limits::{CLIENT_SCAN_MS, FROZEN_SEGMENTS_MAX, OFFSETS_FLUSH_MS};
 use locks::Locks;
 use lookups::{Lookups, Waiter};
 use offsets::Offsets;
+use pop::Pops;
 use relay::Relay;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
@@ -137,6 +142,8 @@ pub struct Shard {
     delays: Delays,
     holds: Holds,
     relay: Relay,
+    pops: Pops,
+    assignments: Assignments,
     cold: ColdReads,
     /// What waits for blocks of the log, oldest first.
     pending: VecDeque<PendingBlock>,
@@ -259,6 +266,16 @@ impl Shard {
             RequestCode::QUERY_MESSAGE => self.on_query_message(&request, fx),
             RequestCode::LOCK_BATCH_MQ => self.on_lock(&request, fx),
             RequestCode::UNLOCK_BATCH_MQ => self.on_unlock(&request, fx),
+            RequestCode::POP_MESSAGE => self.on_pop(&request, fx),
+            RequestCode::ACK_MESSAGE => self.on_ack(&request, fx),
+            RequestCode::BATCH_ACK_MESSAGE => self.on_batch_ack(&request, fx),
+            RequestCode::CHANGE_MESSAGE_INVISIBLETIME => self.on_change_invisible(&request),
+            RequestCode::PEEK_MESSAGE => self.on_peek(&request, fx),
+            RequestCode::NOTIFICATION => self.on_notification(&request, fx),
+            RequestCode::POLLING_INFO => self.on_polling_info(&request, fx),
+            RequestCode::QUERY_ASSIGNMENT => self.on_query_assignment(&request, fx),
+            RequestCode::SET_MESSAGE_REQUEST_MODE => self.on_set_request_mode(&request, fx),
+            RequestCode::GET_ALL_MESSAGE_REQUEST_MODE => self.on_request_modes(&request, fx),
             RequestCode::CHECK_CLIENT_CONFIG => self.on_check_client(&request, fx),
             _ => self.on_admin(&request, fx),
         };
@@ -280,6 +297,7 @@ impl Shard {
     pub fn on_closed(&mut self, connection: ConnectionId, fx: &mut Effects) {
         self.holds.on_closed(connection);
         self.forget_questions_to(connection, fx);
+        self.pops.holds.on_closed(connection);
         for group in self.groups.on_closed(connection) {
             self.notify_group(&group, fx);
         }
@@ -288,6 +306,8 @@ impl Shard {
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.answer_holds(fx);
+        self.expire_flights(fx);
+        self.expire_pop_holds(fx);
         self.deliver_due(fx);
         self.expire_questions(fx);
         self.write_checkpoint();
@@ -322,7 +342,8 @@ impl Shard {
         let due = due.map(|ms| self.now.monotonic_ms + ms.saturating_sub(self.now.wall_ms).max(0));
         let hold = self.holds.next_deadline_ms(self.now.monotonic_ms);
         let question = self.relay.next_deadline_ms();
-        [hold, self.flush_offsets_at_ms, scan, checkpoint, due, question].into_iter().flatten().min()
+        let popped = self.next_flight_ms().into_iter().chain(self.pops.holds.next_deadline_ms()).min();
+        [hold, popped, self.flush_offsets_at_ms, scan, checkpoint, due, question].into_iter().flatten().min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.

@@ -158,7 +158,7 @@ impl Shard {
     }
 
     /// True if the queue's first message is there and still counts as "in memory".
-    fn is_recent_from_zero(&self, queue: QueueIx) -> bool {
+    pub(super) fn is_recent_from_zero(&self, queue: QueueIx) -> bool {
         let first = self.index.sealed_queue(queue);
         self.queues[queue.0 as usize].visible > QueueOffset(0)
             && first.is_some_and(|(queue, offset)| {

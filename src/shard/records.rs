@@ -27,6 +27,12 @@ pub(super) mod kind {
     pub(in crate::shard) const CHECKPOINT_END: u16 = 8;
     /// How far delay levels are, see [`super::encode_levels`].
     pub(in crate::shard) const DELAY: u16 = 9;
+    /// Messages popped, see `pop::flights::encode_popped`.
+    pub(in crate::shard) const POPPED: u16 = 10;
+    /// Popped messages that were acknowledged or went elsewhere, see `pop::flights::encode_done`.
+    pub(in crate::shard) const DONE: u16 = 11;
+    /// JSON of a `SetMessageRequestModeBody`: how a group is to receive a topic.
+    pub(in crate::shard) const REQUEST_MODE: u16 = 14;
     /// Queue locks taken or given up, see [`super::encode_locks`].
     pub(in crate::shard) const LOCKS: u16 = 12;
     /// Offsets set from outside that a consumer has to take, or has taken, see [`super::encode_resets`].
@@ -124,7 +130,7 @@ pub(super) fn decode_locks(mut body: &[u8]) -> Option<LockChange<'_>> {
     Some(LockChange { is_taken, client_id, group, queues })
 }
 
-fn put_name(body: &mut Vec<u8>, name: &str) {
+pub(super) fn put_name(body: &mut Vec<u8>, name: &str) {
     body.push(u8::try_from(name.len()).expect("names are checked to be shorter than 256 bytes"));
     body.extend_from_slice(name.as_bytes());
 }
@@ -196,22 +202,22 @@ pub(super) fn decode_levels(mut body: &[u8]) -> Option<Vec<(DelayLevel, QueueOff
     Some(levels)
 }
 
-fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+pub(super) fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     let (taken, tail) = rest.split_at_checked(len)?;
     *rest = tail;
     Some(taken)
 }
 
-fn name<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+pub(super) fn name<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let len = take(rest, 1)?[0];
     std::str::from_utf8(take(rest, usize::from(len))?).ok()
 }
 
-fn number(rest: &mut &[u8]) -> Option<u32> {
+pub(super) fn number(rest: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(take(rest, 4)?.try_into().ok()?))
 }
 
-fn long(rest: &mut &[u8]) -> Option<u64> {
+pub(super) fn long(rest: &mut &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?))
 }
 

@@ -2,6 +2,7 @@
 //!
 //!   indexes opened, damaged ones rebuilt → log read from the newest complete checkpoint → full segments sealed on the way
 
+use super::assignment::Assignments;
 use super::checkpoint::Checkpoints;
 use super::cold::ColdReads;
 use super::delay::Delays;
@@ -11,12 +12,13 @@ use super::hold::Holds;
 use super::limits::{FROZEN_SEGMENTS_MAX, INDEX_CACHE_PAGES};
 use super::locks::Locks;
 use super::lookups::Lookups;
-use super::offsets::Offsets;
+use super::offsets::{Commit, Offsets};
+use super::pop::{self, Flights, Pops};
 use super::records::{self, kind};
 use super::relay::Relay;
 use super::topics::{QueueState, Topics, system_topics};
 use super::{Counts, REGION, Shard, ShardConfig, Time};
-use ringmq_protocol::body::{TopicConfig, perm};
+use ringmq_protocol::body::{SetMessageRequestModeBody, TopicConfig, perm};
 use ringmq_protocol::id::UniqueKeys;
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::name;
@@ -55,6 +57,8 @@ struct State {
     topics: Topics,
     groups: Groups,
     offsets: Offsets,
+    flights: Flights,
+    assignments: Assignments,
     /// The next offset of each delay level.
     delays: Vec<QueueOffset>,
     locks: Locks,
@@ -146,6 +150,8 @@ impl Shard {
             locks: state.locks,
             holds: Holds::default(),
             relay: Relay::default(),
+            pops: Pops::new(state.flights),
+            assignments: state.assignments,
             pending: VecDeque::new(),
             spare_pending: Vec::new(),
             unique_keys,
@@ -247,6 +253,8 @@ impl State {
             topics: Topics::default(),
             groups: Groups::default(),
             offsets: Offsets::default(),
+            flights: Flights::default(),
+            assignments: Assignments::default(),
             delays: Vec::new(),
             locks: Locks::default(),
             checkpoints: Checkpoints::default(),
@@ -333,6 +341,8 @@ impl State {
                 self.last_queue = None;
                 self.index.remove_topic(name);
                 self.offsets.remove_topic(name);
+                self.flights.remove_topic(name);
+                self.assignments.remove_topic(name);
             }
             kind::QUEUES => {
                 let (topic, marks) = records::decode_marks(body).ok_or("queues that cannot be read")?;
@@ -355,6 +365,7 @@ impl State {
                 self.groups.remove(group);
                 if with_offsets {
                     self.offsets.remove_group(group);
+                    self.flights.remove_group(group);
                     self.locks.remove_group(group);
                 }
             }
@@ -371,6 +382,25 @@ impl State {
             }
             kind::LOCKS => {
                 self.locks.apply(records::decode_locks(body).ok_or("locks that cannot be read")?);
+            }
+            kind::POPPED => {
+                for popped in pop::decode_popped(body).ok_or("popped messages that cannot be read")? {
+                    let pop::Popped { group, topic, queue_id, next, attempt, flights } = popped;
+                    self.offsets.set(Commit { group, topic, queue_id, offset: next });
+                    self.flights.put(group, topic, queue_id, attempt, flights);
+                }
+            }
+            kind::DONE => {
+                for done in pop::decode_done(body).ok_or("messages done with that cannot be read")? {
+                    for range in done.ranges {
+                        self.flights.remove(done.group, done.topic, done.queue_id, range);
+                    }
+                }
+            }
+            kind::REQUEST_MODE => {
+                let mode: SetMessageRequestModeBody =
+                    serde_json::from_slice(body).map_err(|error| error.to_string())?;
+                self.assignments.set(mode);
             }
             kind::CHECKPOINT_BEGIN => self.checkpoints.on_begin(before),
             kind::CHECKPOINT_END => self.checkpoints.on_end(position.0),

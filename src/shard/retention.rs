@@ -7,13 +7,14 @@
 //! R2  What an online group has still to consume stays, unless retention is forced.
 //! R3  A segment with a delayed message that is still to be delivered stays, also when retention is forced: it has not been there
 //!     for anyone yet.
-//! R4  A segment is released when nothing here will ever read its files again.
+//! R4  A segment with a popped message that may be given again stays, unless retention is forced.
+//! R5  A segment is released when nothing here will ever read its files again.
 
 use super::effects::{Effects, News};
 use super::lookups::Waiter;
 use super::{Shard, cold};
 use ringmq_protocol::body::MessageModel;
-use ringmq_protocol::types::QueueId;
+use ringmq_protocol::types::{PhysicalOffset, QueueId};
 use ringmq_storage::{Missing, SegmentBase};
 
 impl Shard {
@@ -46,6 +47,9 @@ impl Shard {
         if forced {
             return Ok(None);
         }
+        if let Some(reason) = self.flight_before(end)? {
+            return Ok(Some(reason));
+        }
         let mut missing = Missing::default();
         for (group, topic) in self.groups.online_subscriptions(MessageModel::Clustering) {
             let Some(config) = self.topics.get(&topic) else { continue };
@@ -63,6 +67,34 @@ impl Shard {
                     Ok(_) => {}
                     Err(more) => missing.0.extend(more.0),
                 }
+            }
+        }
+        if missing.0.is_empty() { Ok(None) } else { Err(missing) }
+    }
+
+    /// A message that is in flight, and was stored before `end`. What was popped in order and is due to be popped again counts while
+    /// its group is online: nobody else could want it.
+    fn flight_before(&mut self, end: PhysicalOffset) -> Result<Option<String>, Missing> {
+        let now = self.now.wall_ms;
+        let mut firsts = Vec::new();
+        for of in self.pops.flights.all() {
+            let is_online = self.groups.consumer_group(&of.group).is_some();
+            let mut wanted = of.flights.iter().filter(|(_, f)| !f.is_ordered || f.until > now || is_online);
+            if let Some((first, _)) = wanted.next()
+                && let Some(queue) = self.known_queue(&of.topic, of.queue_id)
+                && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
+            {
+                firsts.push((of.group.clone(), of.topic.clone(), sealed_queue, *first));
+            }
+        }
+        let mut missing = Missing::default();
+        for (group, topic, sealed_queue, first) in firsts {
+            match self.sealed.entries(sealed_queue, first, 1) {
+                Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
+                    return Ok(Some(format!("messages of topic {topic} are in flight for group {group}")));
+                }
+                Ok(_) => {}
+                Err(more) => missing.0.extend(more.0),
             }
         }
         if missing.0.is_empty() { Ok(None) } else { Err(missing) }

@@ -50,7 +50,7 @@ pub(super) struct Again<'a> {
 
 impl Again<'_> {
     /// T2.
-    fn parts<'p>(&'p self, shard: &Shard, properties: &'p [&'p [u8]]) -> MessageParts<'p> {
+    pub(super) fn parts<'p>(&'p self, shard: &Shard, properties: &'p [&'p [u8]]) -> MessageParts<'p> {
         let message = &self.message;
         MessageParts {
             topic: &self.place.topic,

@@ -367,6 +367,12 @@ impl Shard {
         self.pending.back_mut().expect("just made")
     }
 
+    /// What waits for a block that is not durable, if anything does.
+    pub(super) fn pending_block(&mut self, block: BlockSeq) -> Option<&mut PendingBlock> {
+        let at = self.pending.binary_search_by_key(&block, |pending| pending.block).ok()?;
+        self.pending.get_mut(at)
+    }
+
     /// The driver asks at the end of a turn, until there is none: what is to be written now?
     pub fn next_write(&mut self) -> Option<LogWrite> {
         self.log.next_write()
@@ -420,6 +426,9 @@ impl Shard {
         assert!(state.visible <= end, "A2: what is visible only grows");
         state.visible = end;
         self.wake(queue, fx);
+        if self.pops.holds.len() > 0 {
+            self.wake_pops(self.index.topic_hash(queue), fx);
+        }
     }
 
     pub(super) fn store_now(&self) -> StoreTimestamp {

@@ -20,7 +20,7 @@ impl Fixture {
     }
 
     /// Does what the housekeeping thread does with full segments and damaged indexes.
-    fn keep_house(&mut self) {
+    pub(super) fn keep_house(&mut self) {
         let log = self.shard.log.config().clone();
         for news in std::mem::take(&mut self.fx.news) {
             match news {
@@ -122,7 +122,7 @@ impl Fixture {
     }
 }
 
-fn create_request(
+pub(super) fn create_request(
     topic: &'static str,
     queues: i32,
     order: bool,
