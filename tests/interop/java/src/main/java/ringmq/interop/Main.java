@@ -51,6 +51,7 @@ public final class Main {
         SCENARIOS.put("query_offsets", Pulling::queryOffsets);
         SCENARIOS.put("view_by_id", Pulling::viewById);
         SCENARIOS.put("find", Finding::find);
+        SCENARIOS.put("sql", Filtering::sql);
         SCENARIOS.put("offsets_save", Offsets::save);
         SCENARIOS.put("offsets_check", Offsets::check);
     }
