@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringmq_protocol::body::{
-    Body, ConsumeFromWhere, ConsumerListBody, LockBatchBody, LockBatchResult, MessageQueue, SubscriptionData,
+    Body, CheckClientConfigBody, ConsumeFromWhere, ConsumerListBody, LockBatchBody, LockBatchResult,
+    MessageQueue, SubscriptionData,
 };
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Fields, RemotingCommand};
@@ -284,6 +285,28 @@ impl Client {
         None
     }
 
+    /// Asks a broker of each topic whether it can evaluate the filters that only brokers evaluate.
+    pub(crate) async fn check_filters<'s>(
+        &self,
+        group: &str,
+        subscriptions: impl IntoIterator<Item = &'s SubscriptionData>,
+    ) -> Result<(), ConsumeError> {
+        for subscription in subscriptions.into_iter().filter(|subscription| !subscription.is_tag()) {
+            // A topic may appear later; then the pulls are told what is wrong.
+            let Ok(route) = self.route(&subscription.topic, None).await else { continue };
+            let Some(address) = route.addresses(false).into_iter().next() else { continue };
+            let body = CheckClientConfigBody {
+                client_id: self.id().to_owned(),
+                group: group.to_owned(),
+                namespace: None,
+                subscription_data: subscription.clone(),
+            };
+            let call = Call::new(RequestCode::CHECK_CLIENT_CONFIG, &()).body(body.to_json());
+            self.ask(&address, &call, self.request_timeout()).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn group_members(
         &self,
         address: &Arc<str>,
@@ -308,10 +331,27 @@ fn decode_offset(
         .map_err(|problem| malformed(address, code, problem.to_string()))
 }
 
+/// Which messages of a topic a consumer wants.
+#[derive(Clone, Debug)]
+pub(crate) enum Expression {
+    Tags(String),
+    Sql(String),
+}
+
+impl Expression {
+    /// A subscription, as of now.
+    pub(crate) fn subscription(&self, topic: &str) -> Result<SubscriptionData, ConsumeError> {
+        name::validate_topic(topic).map_err(|error| ConsumeError::Config(error.to_string()))?;
+        let mut subscription = match self {
+            Self::Tags(tags) => SubscriptionData::tag_expression(topic, tags),
+            Self::Sql(expression) => SubscriptionData::sql_expression(topic, expression),
+        };
+        subscription.sub_version = now_ms();
+        Ok(subscription)
+    }
+}
+
 /// A subscription by tags, as of now.
-pub(crate) fn tag_subscription(topic: &str, expression: &str) -> Result<SubscriptionData, ConsumeError> {
-    name::validate_topic(topic).map_err(|error| ConsumeError::Config(error.to_string()))?;
-    let mut subscription = SubscriptionData::tag_expression(topic, expression);
-    subscription.sub_version = now_ms();
-    Ok(subscription)
+pub(crate) fn tag_subscription(topic: &str, tags: &str) -> Result<SubscriptionData, ConsumeError> {
+    Expression::Tags(tags.to_owned()).subscription(topic)
 }

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{Client, lock, now_ms};
 use crate::error::ConsumeError;
-use crate::group::{ConsumeFrom, tag_subscription, to_wire};
+use crate::group::{ConsumeFrom, Expression, to_wire};
 use crate::member::{ConsumerMember, MemberRequests};
 use crate::pull::{Pulled, Puller};
 
@@ -50,25 +50,40 @@ pub struct PullConsumerBuilder {
 
 enum Source {
     None,
-    Subscribe(Vec<(String, String)>),
-    Assign(Vec<MessageQueue>, String),
+    Subscribe(Vec<(String, Expression)>),
+    Assign(Vec<MessageQueue>, Expression),
 }
 
 impl PullConsumerBuilder {
     /// Shares the queues of a topic with the other members of the group. May be called for several topics.
     /// `expression` is `*`, or tags like `a || b`. Replaces [`assign`](Self::assign).
-    pub fn subscribe(mut self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
-        let subscription = (topic.into(), expression.into());
+    pub fn subscribe(self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
+        self.subscribe_by(topic.into(), Expression::Tags(expression.into()))
+    }
+
+    /// The same with an SQL92 filter over the properties of messages, like `colour = 'red' AND size > 3`. The broker
+    /// evaluates it; a wrong one is refused at the start.
+    pub fn subscribe_sql(self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
+        self.subscribe_by(topic.into(), Expression::Sql(expression.into()))
+    }
+
+    fn subscribe_by(mut self, topic: String, expression: Expression) -> Self {
         match &mut self.source {
-            Source::Subscribe(topics) => topics.push(subscription),
-            _ => self.source = Source::Subscribe(vec![subscription]),
+            Source::Subscribe(topics) => topics.push((topic, expression)),
+            _ => self.source = Source::Subscribe(vec![(topic, expression)]),
         }
         self
     }
 
     /// Reads exactly these queues, whoever else does. Replaces [`subscribe`](Self::subscribe).
     pub fn assign(mut self, queues: impl Into<Vec<MessageQueue>>, expression: impl Into<String>) -> Self {
-        self.source = Source::Assign(queues.into(), expression.into());
+        self.source = Source::Assign(queues.into(), Expression::Tags(expression.into()));
+        self
+    }
+
+    /// The same with an SQL92 filter, as in [`subscribe_sql`](Self::subscribe_sql).
+    pub fn assign_sql(mut self, queues: impl Into<Vec<MessageQueue>>, expression: impl Into<String>) -> Self {
+        self.source = Source::Assign(queues.into(), Expression::Sql(expression.into()));
         self
     }
 
@@ -113,18 +128,16 @@ impl PullConsumerBuilder {
             Source::None => return Err(ConsumeError::Config("subscribe to a topic or assign queues".into())),
             Source::Subscribe(topics) => topics
                 .iter()
-                .map(|(topic, expression)| tag_subscription(topic, expression))
+                .map(|(topic, expression)| expression.subscription(topic))
                 .collect::<Result<Vec<_>, _>>()?,
             Source::Assign(queues, expression) => {
                 let mut topics: Vec<&str> = queues.iter().map(|queue| queue.topic.as_str()).collect();
                 topics.sort_unstable();
                 topics.dedup();
-                topics
-                    .iter()
-                    .map(|topic| tag_subscription(topic, expression))
-                    .collect::<Result<Vec<_>, _>>()?
+                topics.iter().map(|topic| expression.subscription(topic)).collect::<Result<Vec<_>, _>>()?
             }
         };
+        self.client.check_filters(&self.group, &subscriptions).await?;
         let inner = Arc::new_cyclic(|weak: &Weak<Inner>| Inner {
             member: Arc::new(ConsumerMember {
                 group: self.group.clone(),

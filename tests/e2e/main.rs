@@ -4,6 +4,7 @@
 mod bad_input;
 mod consuming;
 mod disk_trouble;
+mod filters;
 mod groups;
 mod house_rules;
 mod idle;

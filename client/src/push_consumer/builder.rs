@@ -13,7 +13,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::{Handler, Inner, Intervals, Limits, PushConsumer, Work, orderly, persist_loop, rebalance_loop};
 use crate::client::{Client, now_ms};
 use crate::error::ConsumeError;
-use crate::group::{ConsumeFrom, tag_subscription};
+use crate::group::{ConsumeFrom, Expression, tag_subscription};
 use crate::member::ConsumerMember;
 use crate::offset_file::OffsetFile;
 use crate::producer::Sender;
@@ -96,7 +96,7 @@ impl DelayLevel {
 pub struct PushConsumerBuilder {
     client: Client,
     group: String,
-    topics: Vec<(String, String)>,
+    topics: Vec<(String, Expression)>,
     from: ConsumeFrom,
     offset_dir: Option<PathBuf>,
     limits: Limits,
@@ -133,7 +133,14 @@ impl PushConsumerBuilder {
     /// Subscribes to a topic; may be called for several. `expression` is `*`, or tags like `a || b`. All members of
     /// a group must subscribe to the same.
     pub fn subscribe(mut self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
-        self.topics.push((topic.into(), expression.into()));
+        self.topics.push((topic.into(), Expression::Tags(expression.into())));
+        self
+    }
+
+    /// The same with an SQL92 filter over the properties of messages, like `colour = 'red' AND size > 3`. The broker
+    /// evaluates it; a wrong one is refused at the start.
+    pub fn subscribe_sql(mut self, topic: impl Into<String>, expression: impl Into<String>) -> Self {
+        self.topics.push((topic.into(), Expression::Sql(expression.into())));
         self
     }
 
@@ -282,8 +289,9 @@ impl PushConsumerBuilder {
         }
         let mut subscriptions = Vec::new();
         for (topic, expression) in &self.topics {
-            subscriptions.push(tag_subscription(topic, expression)?);
+            subscriptions.push(expression.subscription(topic)?);
         }
+        self.client.check_filters(&self.group, &subscriptions).await?;
         let offsets = match self.offset_dir {
             Some(dir) => Some(OffsetFile::open(dir, &self.group).await?),
             None => {

@@ -185,6 +185,16 @@ impl SubscriptionData {
         }
     }
 
+    /// A subscription by an SQL92 filter, of version 0.
+    pub fn sql_expression(topic: &str, expression: &str) -> Self {
+        Self {
+            expression_type: EXPRESSION_TYPE_SQL92.to_owned(),
+            sub_string: expression.to_owned(),
+            topic: topic.to_owned(),
+            ..Self::default()
+        }
+    }
+
     pub fn is_tag(&self) -> bool {
         self.expression_type == EXPRESSION_TYPE_TAG
     }

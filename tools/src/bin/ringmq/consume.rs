@@ -37,6 +37,9 @@ pub(crate) struct ConsumeArguments {
     /// Only messages with one of these tags
     #[arg(long, value_name = "TAG || TAG", default_value = "*")]
     filter: String,
+    /// Only messages whose properties fulfil this SQL92 filter, like "colour = 'red' AND size > 3"
+    #[arg(long, value_name = "EXPRESSION", conflicts_with = "filter")]
+    sql: Option<String>,
     /// Where to begin: first, last, or a time like 2026-11-22T14:00:00Z or 10m (ago). A group that has offsets
     /// continues there
     #[arg(long, default_value = "first", value_parser = parse_from)]
@@ -85,12 +88,12 @@ pub(crate) async fn run(client: &Client, arguments: ConsumeArguments, json: bool
         .collect();
     let group = arguments.group.as_deref().unwrap_or(TOOLS_GROUP);
     let builder = client.pull_consumer(group).consume_from(arguments.from).batch_max(BATCH_MESSAGES);
-    let builder = match &arguments.group {
-        Some(_) => builder.subscribe(&arguments.topic, &arguments.filter),
-        None => {
-            let queues: Vec<MessageQueue> = ends.keys().cloned().collect();
-            builder.assign(queues, &arguments.filter).ignore_committed(true)
-        }
+    let queues: Vec<MessageQueue> = ends.keys().cloned().collect();
+    let builder = match (&arguments.group, &arguments.sql) {
+        (Some(_), None) => builder.subscribe(&arguments.topic, &arguments.filter),
+        (Some(_), Some(expression)) => builder.subscribe_sql(&arguments.topic, expression),
+        (None, None) => builder.assign(queues, &arguments.filter).ignore_committed(true),
+        (None, Some(expression)) => builder.assign_sql(queues, expression).ignore_committed(true),
     };
     let consumer = builder.build().await?;
     let mut printer = Printer {

@@ -68,7 +68,7 @@ final class Filtering {
         // Where there is no colour NOT IN is unknown, and unknown is not TRUE.
         expressions.put("colour NOT IN ('red', 'blue')", item -> "green".equals(item.colour()));
         expressions.put("label CONTAINS 'm-1' AND weight >= 2.5", item -> ("item-" + item.number).contains("m-1") && item.weight() >= 2.5);
-        expressions.put("label = 'item-8 it''s' or TAGS = 'TagA' and not (weight < 12)",
+        expressions.put("label = 'item-8 it''s' or TAGS = 'TagA' and not (weight < 12.0)",
             item -> item.number == 8 || item.number % 2 == 0 && item.weight() >= 12);
         expressions.put("colour IN ('red') OR size > 50", item -> "red".equals(item.colour()) || item.hasSize() && item.number > 50);
         return expressions;
@@ -157,6 +157,8 @@ final class Filtering {
     private static void pull(World world, String topic) throws Exception {
         DefaultMQPullConsumer consumer = world.pull(world.name("pull"));
         MessageQueue queue = world.queues(topic).get(0);
+        // A client asks a broker for SQL only once a heartbeat has told it the broker's version.
+        Await.until(() -> consumer.pull(queue, MessageSelector.bySql("fence IS NULL"), 0, 1) != null);
         List<String> keys = new ArrayList<>();
         long end = consumer.maxOffset(queue);
         for (long offset = 0; offset < end;) {
