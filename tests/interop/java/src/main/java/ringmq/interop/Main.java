@@ -46,6 +46,9 @@ public final class Main {
         SCENARIOS.put("push_broadcast", Pushing::broadcast);
         SCENARIOS.put("push_orderly", Pushing::orderly);
         SCENARIOS.put("rebalance", Pushing::rebalance);
+        SCENARIOS.put("retry", Retrying::retry);
+        SCENARIOS.put("dlq", Retrying::dlq);
+        SCENARIOS.put("delay", Retrying::delay);
         SCENARIOS.put("lite_pull", Pulling::lite);
         SCENARIOS.put("pull", Pulling::pull);
         SCENARIOS.put("query_offsets", Pulling::queryOffsets);
