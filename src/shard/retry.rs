@@ -188,7 +188,10 @@ impl Shard {
     ) {
         let message = message.as_deref().and_then(|bytes| StoredMessage::parse(bytes).ok());
         let stored = match message {
-            Some((message, _)) => self.store_back(back, &message),
+            // While the message was read the group may have been deleted: its consumers are still there.
+            Some((message, _)) => {
+                self.ensure_group(&back.group, fx).and_then(|()| self.store_back(back, &message))
+            }
             None => {
                 let remark = format!("look message by offset failed, {position}");
                 Err(Refusal::new(ResponseCode::SYSTEM_ERROR, remark))

@@ -4,7 +4,9 @@ use super::*;
 use ringmq_protocol::body::{LockBatchBody, MessageQueue};
 use ringmq_protocol::message::MessageExt;
 use ringmq_protocol::properties::names;
-use ringmq_protocol::request::ConsumerSendMsgBackRequest;
+use ringmq_protocol::request::{
+    ConsumerSendMsgBackRequest, DeleteSubscriptionGroupRequest, DeleteTopicRequest,
+};
 
 const RETRY: &str = "%RETRY%g";
 const DEAD: &str = "%DLQ%g";
@@ -184,6 +186,23 @@ fn old_messages_are_read_before_they_are_stored_again() {
     f.shard.on_read(read.id, Err("EIO".into()), &mut f.fx);
     f.collect();
     assert_eq!(f.code(back), ResponseCode::SYSTEM_ERROR.0);
+}
+
+#[test]
+fn a_group_may_be_deleted_while_its_message_is_read() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let message = f.sent_message();
+    let mut f = f.restart_later(0);
+    let back = f.back(&message, 1, None);
+    let delete = DeleteSubscriptionGroupRequest { group_name: "g".into(), clean_offset: true };
+    f.request(RequestCode::DELETE_SUBSCRIPTIONGROUP, &delete, &[]);
+    f.request(RequestCode::DELETE_TOPIC_IN_BROKER, &DeleteTopicRequest { topic: RETRY.into() }, &[]);
+    f.settle();
+    f.read_all();
+    f.settle();
+    assert_eq!(f.code(back), 0);
+    f.turn(1_000);
+    assert_eq!(f.only(RETRY).message.body, "work");
 }
 
 #[test]
