@@ -2,16 +2,18 @@
 //!
 //! Each figure is the time of one operation on one core. `send` is everything between a received frame and the bytes of
 //! the log and of the answer; `pull` everything between a received frame and the ranges to be sent. `append` is `send` to few
-//! queues and to very many, taken in turn and in random order.
+//! queues and to very many, taken in turn and in random order. `filter` is pulls of which no message is wanted.
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use ringmq::shard::sql::Sql;
 use ringmq::shard::{
     ConnectionId, DelayTable, Effects, FlushDiskType, News, Shard, ShardConfig, Time, limits,
 };
 use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::code::RequestCode;
 use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
+use ringmq_protocol::properties::Properties;
 use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, pull_flag};
 use ringmq_storage::{LogConfig, MemoryStore, seal};
 use std::hint::black_box;
@@ -121,6 +123,10 @@ fn batch_body(count: usize, bytes: usize) -> Vec<u8> {
 }
 
 fn pull_frame(from: i64, count: i32) -> Vec<u8> {
+    filtered_pull_frame(from, count, "TAG", "*")
+}
+
+fn filtered_pull_frame(from: i64, count: i32, expression_type: &str, expression: &str) -> Vec<u8> {
     let pull = PullMessageRequest {
         consumer_group: "bench".into(),
         topic: "T".into(),
@@ -130,9 +136,9 @@ fn pull_frame(from: i64, count: i32) -> Vec<u8> {
         sys_flag: pull_flag::SUBSCRIPTION,
         commit_offset: 0,
         suspend_timeout_millis: 0,
-        subscription: Some("*".into()),
+        subscription: Some(expression.into()),
         sub_version: 0,
-        expression_type: Some("TAG".into()),
+        expression_type: Some(expression_type.into()),
         max_msg_bytes: None,
         request_source: None,
         proxy_forward_client_id: None,
@@ -264,5 +270,33 @@ fn pulls(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames, sends, appends, pulls);
+/// Pulls that look at a thousand messages and want none; the time is for one message.
+fn filters(c: &mut Criterion) {
+    let mut group = c.benchmark_group("filter");
+    let mut fast = Fast::new();
+    fast.turn(&send_frame(Codec::RocketMq, "T", true, &batch_body(1000, 128)));
+    group.throughput(Throughput::Elements(1000));
+    for (name, expression_type, expression) in [
+        ("tag", "TAG", "other || another"),
+        ("sql_one_property", "SQL92", "TAGS = 'other'"),
+        (
+            "sql_three_properties",
+            "SQL92",
+            "size > 3 AND size < 5 OR colour IN ('red', 'blue') OR TAGS CONTAINS 'b'",
+        ),
+    ] {
+        let bytes = filtered_pull_frame(0, 32, expression_type, expression);
+        group
+            .bench_function(format!("{name}_of_1000_in_memory"), |b| b.iter(|| fast.turn(black_box(&bytes))));
+    }
+    group.throughput(Throughput::Elements(1));
+    let expression = "size > 3 AND size < 5 OR colour IN ('red', 'blue') OR TAGS CONTAINS 'b'";
+    group.bench_function("sql_compile", |b| b.iter(|| Sql::compile(black_box(expression)).unwrap()));
+    let sql = Sql::compile(expression).unwrap();
+    let properties = b"UNIQ_KEY\x017F00000100002A9F0000000000000001\x02WAIT\x01true\x02size\x0117\x02colour\x01green\x02TAGS\x01TagA\x02";
+    group.bench_function("sql_evaluate", |b| b.iter(|| sql.matches(Properties::new(black_box(properties)))));
+    group.finish();
+}
+
+criterion_group!(benches, frames, sends, appends, pulls, filters);
 criterion_main!(benches);
