@@ -8,6 +8,7 @@ mod filters;
 mod groups;
 mod house_rules;
 mod idle;
+mod lending;
 mod log_tool;
 mod long_polling;
 mod orderly;
