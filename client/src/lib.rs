@@ -42,8 +42,8 @@
 //! Everything runs on the tokio runtime in which the client was built, with its I/O and time drivers enabled.
 //!
 //! Map: `connection` (frames, one TCP connection) ← `client` (addresses, routes, heartbeats) ← `group` (offsets,
-//! shares, locks), `member` (what servers ask) ← `pull` ← `pull_consumer`, `push_consumer`, `simple_consumer`; `producer` with `retry`;
-//! `admin`; `metrics` and `hook` beside them.
+//! shares, locks), `member` (what servers ask) ← `pull` ← `pull_consumer`, `push_consumer`, `simple_consumer`;
+//! `producer` with `retry`; `admin`; `metrics` and `hook` beside them.
 #![forbid(unsafe_code)]
 
 mod admin;

@@ -153,7 +153,8 @@ struct QueueState {
 impl QueueState {
     fn finished(&self, offset: QueueOffset) {
         if !self.may_commit() {
-            return;
+            // What does not count leaves a gap: nothing behind it may be handled as if it did.
+            return self.discard();
         }
         lock(&self.process).finished(offset);
         self.room.notify_one();

@@ -136,9 +136,9 @@ impl SimpleConsumerBuilder {
 /// use std::time::Duration;
 ///
 /// let consumer = client.simple_consumer("billing").subscribe("Orders", "*").build().await?;
-/// for message in consumer.receive(16, Duration::from_secs(60)).await? {
-///     println!("{:?}", message.message.message.body);
-///     consumer.ack(&message).await?;
+/// for received in consumer.receive(16, Duration::from_secs(60)).await? {
+///     println!("{:?}", received.message.message.body);
+///     consumer.ack(&received).await?;
 /// }
 /// # Ok(())
 /// # }
@@ -156,7 +156,7 @@ pub struct SimpleConsumer {
 /// A message that a broker lent.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The message. If it comes again its topic is still the one it was sent to.
+    /// If it comes again its topic is still the one it was sent to.
     pub message: MessageExt,
     topic: String,
     receipt: String,

@@ -1,13 +1,21 @@
 //! Consumer groups of the native client: every message, though members come, go and crash.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ringmq_client::{
     Client, ConsumeFrom, ConsumeResult, DelayLevel, Message, MessageExt, MessageQueue, PushConsumer,
     QueueOffset,
 };
-use ringmq_tests::{Broker, Options, PATIENCE, TempDir};
+use ringmq_protocol::body::{Body, ConsumeMessageDirectlyResult, ConsumerRunningInfo};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{Fields, RemotingCommand};
+use ringmq_protocol::request::{
+    ConsumeMessageDirectlyRequest, GetConsumerRunningInfoRequest, InvokeBrokerToResetOffsetRequest,
+};
+use ringmq_tests::{Broker, Options, PATIENCE, Raw, TempDir};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -305,5 +313,90 @@ async fn a_pull_consumer_goes_where_it_is_sent() {
     consumer.resume(second).unwrap();
     let batch = consumer.poll(PATIENCE).await.expect("messages");
     assert_eq!((&batch.queue, number(&batch.messages[0])), (second, 1));
+    consumer.shutdown().await;
+}
+
+/// A request of a tool, on a thread of its own as it waits.
+async fn ask<F: Fields + Send + 'static>(
+    address: SocketAddr,
+    code: RequestCode,
+    fields: F,
+) -> RemotingCommand {
+    let call = move || Raw::connect(address).call(code, &fields, Bytes::new());
+    let answer = tokio::task::spawn_blocking(call).await.unwrap();
+    assert_eq!(answer.code, ResponseCode::SUCCESS.0, "{answer:?}");
+    answer
+}
+
+#[tokio::test]
+async fn tools_reach_a_consumer_through_its_broker() {
+    let broker = Broker::start(1);
+    let client = client(&broker).await;
+    let queues = topic(&client, "Asked", 1).await;
+    send_numbers(&client, &queues, 0..5).await;
+    let (handled, mut handling) = mpsc::unbounded_channel();
+    let consumer = client
+        .push_consumer("asked")
+        .subscribe("Asked", "*")
+        .consume_from(ConsumeFrom::FirstOffset)
+        .persist_interval(OFTEN)
+        .concurrency(1)
+        .start(move |message| {
+            let sent = handled.send((number(&message), message.offset_message_id().to_string()));
+            async move { sent }
+        })
+        .await
+        .unwrap();
+    let mut ids = Vec::new();
+    for expected in 0..5 {
+        let (number, id) = next(&mut handling).await;
+        assert_eq!(number, expected);
+        ids.push(id);
+    }
+    until("all is committed", async || {
+        let offsets = client.admin().group_offsets("asked", "Asked").await.unwrap();
+        offsets[0].committed == Some(QueueOffset(5))
+    })
+    .await;
+
+    let fields = GetConsumerRunningInfoRequest {
+        consumer_group: "asked".into(),
+        client_id: client.id().to_string().into(),
+        jstack_enable: false,
+    };
+    let answer = ask(broker.address(0), RequestCode::GET_CONSUMER_RUNNING_INFO, fields).await;
+    let info = ConsumerRunningInfo::from_json(&answer.body).unwrap();
+    assert_eq!(info.mq_table[&queues[0]].commit_offset, 5);
+    assert_eq!(info.properties[ConsumerRunningInfo::PROP_CONSUME_TYPE], "CONSUME_PASSIVELY");
+
+    let fields = ConsumeMessageDirectlyRequest {
+        consumer_group: "asked".into(),
+        client_id: Some(client.id().to_string().into()),
+        msg_id: Some(ids[3].clone().into()),
+        topic: Some("Asked".into()),
+        broker_name: None,
+        topic_sys_flag: None,
+        group_sys_flag: None,
+    };
+    let answer = ask(broker.address(0), RequestCode::CONSUME_MESSAGE_DIRECTLY, fields).await;
+    let direct = ConsumeMessageDirectlyResult::from_json(&answer.body).unwrap();
+    assert_eq!((&*direct.consume_result, next(&mut handling).await.0), ("CR_SUCCESS", 3));
+
+    let fields = InvokeBrokerToResetOffsetRequest {
+        group: "asked".into(),
+        topic: "Asked".into(),
+        queue_id: 0,
+        offset: Some(2),
+        timestamp: 0,
+        is_force: true,
+    };
+    ask(broker.address(0), RequestCode::INVOKE_BROKER_TO_RESET_OFFSET, fields).await;
+    // Its pull waits at the end of the queue, and the next message wakes it.
+    send_numbers(&client, &queues, 5..6).await;
+    let mut again = Vec::new();
+    while again.last() != Some(&5) || !again.contains(&2) {
+        again.push(next(&mut handling).await.0);
+    }
+    assert!(again.ends_with(&[2, 3, 4, 5]), "{again:?}");
     consumer.shutdown().await;
 }

@@ -160,11 +160,12 @@ impl Inner {
         let mut all = true;
         for state in states {
             match held.get(&state.queue) {
-                Some(true) => {
+                // One that had ended may have been somebody else's in the meantime.
+                Some(true) if state.may_commit() => {
                     *lock(&state.locked_until) = Some(asked + self.intervals.lock_valid);
                     *lock(&state.locked_ms) = now_ms();
                 }
-                Some(false) => {
+                Some(_) => {
                     let queue = &state.queue;
                     tracing::warn!(topic = %queue.topic, broker = %queue.broker_name, queue = queue.queue_id, "lock lost");
                     state.discard();

@@ -134,6 +134,36 @@ async fn after_a_lost_lock_nothing_counts() {
     assert_eq!(committed(&broker).as_deref(), Some("1"));
 }
 
+/// O3: the lock ends while a handler runs, as nobody renews it in time.
+#[tokio::test]
+async fn after_an_ended_lock_the_queue_begins_anew() {
+    let broker = group_broker(&["x", "y"], ResponseCode::SUCCESS).await;
+    let (_name_server, client) = client(&broker).await;
+    let (see, mut saw) = seen();
+    let (release, released) = watch::channel(false);
+    let mut builder = builder(&client).rebalance_interval(Duration::from_millis(10));
+    builder.intervals.lock = Duration::from_secs(600);
+    builder.intervals.lock_valid = Duration::from_millis(500);
+    let consumer = builder
+        .start_orderly(move |message| {
+            see(&message);
+            let mut released = released.clone();
+            async move {
+                drop(released.wait_for(|released| *released).await);
+                OrderlyResult::Success
+            }
+        })
+        .await
+        .expect("a consumer");
+    assert_eq!(saw.recv().await, Some(("x".into(), 0)));
+    let state = lock(&consumer.inner.queues)[&queue()].state.clone();
+    until(|| !state.may_commit()).await;
+    release.send_replace(true);
+    assert_eq!(saw.recv().await, Some(("x".into(), 0)), "and not the next one");
+    assert_eq!(*state.hold.borrow(), Hold::Discarded);
+    consumer.shutdown().await;
+}
+
 #[tokio::test]
 async fn an_orderly_message_that_fails_too_often_becomes_a_dead_letter() {
     let broker = group_broker(&["fails", "y"], ResponseCode::SUCCESS).await;
