@@ -1,4 +1,7 @@
-//! What operators ask: topics, clusters, offsets, single messages.
+//! What operators ask: topics, clusters, groups and offsets, single messages.
+
+mod groups;
+mod order;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -23,6 +26,11 @@ use crate::connection::Call;
 use crate::error::{AdminError, ConsumeError, RequestError, RouteError};
 use crate::pull::BODY_BYTES_MAX;
 use crate::route::TopicRoute;
+pub use groups::{
+    GroupDescription, GroupMember, GroupQueue, GroupSettings, GroupSubscription, GroupSummary, QueueReset,
+    ResetTo,
+};
+pub use order::TopicOrder;
 
 /// How often a new topic is looked for in the name server.
 const ROUTE_POLL: Duration = Duration::from_millis(20);
@@ -129,6 +137,17 @@ impl Admin {
         cluster: Option<&str>,
     ) -> Result<Vec<String>, AdminError> {
         name::validate_topic(topic).map_err(|error| AdminError::Illegal(error.to_string()))?;
+        let brokers = self.masters(cluster).await?;
+        self.create_on(&brokers, topic, &settings, false).await
+    }
+
+    async fn create_on(
+        &self,
+        brokers: &[ClusterBroker],
+        topic: &str,
+        settings: &TopicSettings,
+        order: bool,
+    ) -> Result<Vec<String>, AdminError> {
         let queues = i32::try_from(settings.queues).unwrap_or(i32::MAX);
         let changes: Vec<String> =
             settings.attributes.iter().map(|(name, value)| format!("+{name}={value}")).collect();
@@ -140,15 +159,15 @@ impl Admin {
             perm: if settings.readable { 4 } else { 0 } | if settings.writable { 2 } else { 0 },
             topic_filter_type: "SINGLE_TAG".into(),
             topic_sys_flag: Some(0),
-            order: false,
+            order,
             attributes: (!changes.is_empty()).then(|| changes.join(",").into()),
             force: false,
         };
         let call = Call::new(RequestCode::UPDATE_AND_CREATE_TOPIC, &request);
         let mut names = Vec::new();
-        for broker in self.masters(cluster).await? {
+        for broker in brokers {
             self.client.ask(&broker.address, &call, self.client.request_timeout()).await?;
-            names.push(broker.name);
+            names.push(broker.name.clone());
         }
         let deadline = Instant::now() + self.client.request_timeout();
         loop {
@@ -173,6 +192,7 @@ impl Admin {
         }
         let call = Call::new(RequestCode::DELETE_TOPIC_IN_NAMESRV, &request);
         self.client.ask_all_name_servers(&call).await?;
+        self.forget_order(topic).await?;
         self.client.forget_route(topic);
         Ok(names)
     }

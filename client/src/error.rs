@@ -132,6 +132,16 @@ pub enum ConsumeError {
     OffsetFile { path: PathBuf, source: io::Error },
 }
 
+impl AdminError {
+    /// The response code, if a server refused.
+    pub fn code(&self) -> Option<ResponseCode> {
+        match self {
+            Self::Request(error) | Self::Route(RouteError::NameServers(error)) => error.code(),
+            _ => None,
+        }
+    }
+}
+
 /// An administrative request did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {

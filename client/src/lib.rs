@@ -68,7 +68,9 @@ mod route;
 mod simple_consumer;
 
 pub use admin::{
-    Admin, BrokerHealth, ClusterBroker, FoundMessage, GroupOffset, MessageKey, QueueStatus, TopicSettings,
+    Admin, BrokerHealth, ClusterBroker, FoundMessage, GroupDescription, GroupMember, GroupOffset, GroupQueue,
+    GroupSettings, GroupSubscription, GroupSummary, MessageKey, QueueReset, QueueStatus, ResetTo, TopicOrder,
+    TopicSettings,
 };
 pub use client::{Client, ClientBuilder};
 pub use error::{AdminError, ConfigError, ConsumeError, RequestError, RouteError, SendError};

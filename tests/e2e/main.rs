@@ -11,6 +11,7 @@ mod idle;
 mod lending;
 mod log_tool;
 mod long_polling;
+mod offsets;
 mod orderly;
 mod real_input;
 mod requests;

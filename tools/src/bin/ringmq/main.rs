@@ -4,6 +4,7 @@
 mod cluster;
 mod consume;
 mod dlq;
+mod group;
 mod lines;
 mod log;
 mod message;
@@ -37,6 +38,9 @@ enum Command {
     /// Create, list, describe and delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
+    /// Look at consumer groups, and set where they go on
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     Send(send::SendArguments),
     Consume(consume::ConsumeArguments),
     /// Look at single messages
@@ -160,6 +164,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let json = arguments.json;
     let outcome = match arguments.command {
         Command::Topic(command) => topic::run(&client, command, json).await,
+        Command::Group(command) => group::run(&client, command, json).await,
         Command::Send(arguments) => send::run(&client, arguments, json).await,
         Command::Consume(arguments) => consume::run(&client, arguments, json).await,
         Command::Message(command) => message::run(&client, command, json).await,

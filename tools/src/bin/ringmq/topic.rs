@@ -1,7 +1,7 @@
 //! `ringmq topic …`
 
 use clap::{Args, Subcommand};
-use ringmq_client::{Client, TopicSettings};
+use ringmq_client::{Client, TopicOrder, TopicSettings};
 use ringmq_protocol::name::{is_dlq_topic, is_retry_topic, is_system_topic};
 use ringmq_tools::table::Table;
 use serde_json::json;
@@ -46,6 +46,9 @@ pub(crate) struct CreateArguments {
     /// Messages older than this are not delivered any more, like 90s, 15m or 12h [default: as long as the broker keeps them]
     #[arg(long, value_name = "TIME")]
     retention: Option<String>,
+    /// What is in order: all messages (global: one queue on one broker), or those of each queue
+    #[arg(long, value_parser = ["global", "queue"])]
+    order: Option<String>,
     /// Only on the brokers of this cluster
     #[arg(long)]
     cluster: Option<String>,
@@ -68,12 +71,18 @@ pub(crate) async fn run(client: &Client, command: TopicCommand, json: bool) -> R
 }
 
 async fn create(client: &Client, arguments: CreateArguments, json: bool) -> Result<(), Failure> {
-    let CreateArguments { topic, queues, perm, flush, retention, cluster } = arguments;
+    let CreateArguments { topic, queues, perm, flush, retention, order, cluster } = arguments;
     let named = [("ringmq.flush", flush), ("ringmq.retention", retention)];
     let attributes = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     let (readable, writable) = (perm.contains('r'), perm.contains('w'));
     let settings = TopicSettings { queues, readable, writable, attributes };
-    let brokers = client.admin().create_topic(&topic, settings, cluster.as_deref()).await?;
+    let (admin, cluster) = (client.admin(), cluster.as_deref());
+    let order = order.map(|order| if order == "global" { TopicOrder::Global } else { TopicOrder::Queue });
+    let queues = if order == Some(TopicOrder::Global) { 1 } else { queues };
+    let brokers = match order {
+        Some(order) => admin.create_ordered_topic(&topic, settings, order, cluster).await?,
+        None => admin.create_topic(&topic, settings, cluster).await?,
+    };
     if json {
         print_json(&json!({ "topic": topic, "queues": queues, "perm": perm, "brokers": brokers }))?;
     } else {
