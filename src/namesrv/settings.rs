@@ -6,10 +6,11 @@
 use std::fmt::Write;
 use thiserror::Error;
 
-/// Switches with RocketMQ's names and defaults.
+/// Switches with RocketMQ's names and, but for the first one, its defaults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
-    /// Routes carry the topic's value of the KV namespace ORDER_TOPIC_CONFIG.
+    /// Routes carry the topic's value of the KV namespace ORDER_TOPIC_CONFIG. Whoever puts one there means it: on, though
+    /// RocketMQ has it off.
     pub order_message_enable: bool,
     /// A registering broker is told that namespace.
     pub return_order_topic_config_to_broker: bool,
@@ -26,7 +27,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            order_message_enable: false,
+            order_message_enable: true,
             return_order_topic_config_to_broker: true,
             enable_topic_list: true,
             enable_all_topic_list: true,

@@ -47,7 +47,7 @@ impl Shard {
             }
             RequestCode::DELETE_SUBSCRIPTIONGROUP => {
                 let asked = DeleteSubscriptionGroupRequest::decode(ext)?;
-                self.delete_group(&asked.group_name, asked.clean_offset)?;
+                self.delete_group(&asked.group_name, asked.clean_offset || asked.remove_offset)?;
                 self.reply_when_durable(request.to, fx)
             }
             RequestCode::UPDATE_AND_GET_GROUP_FORBIDDEN => self.on_group_forbidden(request, fx),

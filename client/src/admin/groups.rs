@@ -169,7 +169,11 @@ impl Admin {
         cluster: Option<&str>,
     ) -> Result<Vec<String>, AdminError> {
         name::validate_group(group).map_err(|error| AdminError::Illegal(error.to_string()))?;
-        let request = DeleteSubscriptionGroupRequest { group_name: group.into(), clean_offset: offsets };
+        let request = DeleteSubscriptionGroupRequest {
+            group_name: group.into(),
+            clean_offset: offsets,
+            remove_offset: offsets,
+        };
         for broker in self.masters(cluster).await? {
             let call = Call::new(RequestCode::DELETE_SUBSCRIPTIONGROUP, &request);
             self.client.ask(&broker.address, &call, self.client.request_timeout()).await?;

@@ -74,6 +74,8 @@ headers! {
     struct DeleteSubscriptionGroupRequest<'a> {
         group_name: Cow<'a, str> = "groupName",
         clean_offset: bool = "cleanOffset" or false,
+        /// The same, as clients before 5.0 call it.
+        remove_offset: bool = "removeOffset" or false,
     }
 
     /// GET_CONSUMER_CONNECTION_LIST (203).

@@ -87,16 +87,16 @@ fn an_unknown_topic_is_17() {
 }
 
 #[test]
-fn an_order_topic_conf_is_given_where_that_is_switched_on() {
+fn an_order_topic_conf_is_given_unless_that_is_switched_off() {
     let mut server = with_broker();
     let put = [("namespace", "ORDER_TOPIC_CONFIG"), ("key", "T"), ("value", "broker-a:4")];
     assert_eq!(ask(&mut server, RequestCode::PUT_KV_CONFIG, &put, "").code, 0);
     let topic = [("topic", "T")];
     let before = ask(&mut server, RequestCode::GET_ROUTEINFO_BY_TOPIC, &topic, "");
-    assert!(!text(&before).contains("orderTopicConf"));
-    assert_eq!(ask(&mut server, RequestCode::UPDATE_NAMESRV_CONFIG, &[], "orderMessageEnable=true").code, 0);
+    assert!(text(&before).contains(r#""orderTopicConf":"broker-a:4""#), "{}", text(&before));
+    assert_eq!(ask(&mut server, RequestCode::UPDATE_NAMESRV_CONFIG, &[], "orderMessageEnable=false").code, 0);
     let after = ask(&mut server, RequestCode::GET_ROUTEINFO_BY_TOPIC, &topic, "");
-    assert!(text(&after).contains(r#""orderTopicConf":"broker-a:4""#), "{}", text(&after));
+    assert!(!text(&after).contains("orderTopicConf"));
     let registered = ask(&mut server, RequestCode::REGISTER_BROKER, &BROKER, TABLE);
     assert_eq!(text(&registered), r#"{"table":{"T":"broker-a:4"}}"#);
 }
@@ -281,7 +281,7 @@ fn only_switches_can_be_set_at_run_time() {
     let mut server = name_server();
     let before = text(&ask(&mut server, RequestCode::GET_NAMESRV_CONFIG, &[], "")).to_owned();
     for path in ["kvConfigPath=/tmp/x", "configStorePath=/tmp/x", "rocketmqHome=$(id)", "unknown=1"] {
-        let body = format!("orderMessageEnable=true\n{path}");
+        let body = format!("orderMessageEnable=false\n{path}");
         assert_eq!(ask(&mut server, RequestCode::UPDATE_NAMESRV_CONFIG, &[], &body).code, 16, "{path}");
     }
     assert_eq!(ask(&mut server, RequestCode::UPDATE_NAMESRV_CONFIG, &[], "orderMessageEnable=maybe").code, 1);

@@ -55,6 +55,9 @@ public final class Main {
         SCENARIOS.put("view_by_id", Pulling::viewById);
         SCENARIOS.put("find", Finding::find);
         SCENARIOS.put("sql", Filtering::sql);
+        SCENARIOS.put("group_live", Groups::live);
+        SCENARIOS.put("group_offsets", Groups::offsets);
+        SCENARIOS.put("group_settings", Groups::settings);
         SCENARIOS.put("offsets_save", Offsets::save);
         SCENARIOS.put("offsets_check", Offsets::check);
     }
