@@ -164,7 +164,7 @@ fn an_ordered_topic_has_one_queue_or_a_number_that_the_name_server_keeps() {
     broker.run_cli(&["topic", "create", "Keyed", "--queues", "3", "--order", "queue"]);
     let mut name_server = ringmq_tests::Raw::connect(broker.name_server().parse().unwrap());
     let mut order_of = |topic: &'static str| {
-        use ringmq_protocol::body::{Body, TopicRouteData};
+        use ringmq_protocol::body::TopicRouteData;
         let asked = ringmq_protocol::request::GetRouteInfoRequest {
             topic: topic.into(),
             accept_standard_json_only: true,
