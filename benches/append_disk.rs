@@ -24,9 +24,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::BufMut;
 use clap::{Parser, ValueEnum};
-use ringmq_protocol::message::{MessageParts, encode, encoded_len};
+use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
 use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
 use ringmq_ring::{Access, Completion, Config, File, Nanos, Op, OpenMode, Outcome, Ring, Uring};
 use ringmq_storage::{BlockSeq, ChainPoint, CommitLog, LogConfig, Prepare, Recovered, SegmentBase};
@@ -352,10 +351,12 @@ impl<'a> Engine<'a> {
         let mut block = BlockSeq(0);
         for _ in 0..load.batch {
             let appended = match load.record {
-                Record::Message(_) => self.log.append(len, now, |position, stored, room| {
-                    encode(&parts, QueueOffset(0), position, stored, room);
+                Record::Message(_) => self.log.append(len, now, |position, stored, bytes| {
+                    encode_into(&parts, QueueOffset(0), position, stored, bytes);
                 }),
-                Record::Block(_) => self.log.append(len, now, |_, _, room| room.put_slice(&self.body[..len])),
+                Record::Block(_) => {
+                    self.log.append(len, now, |_, _, bytes| bytes.copy_from_slice(&self.body[..len]))
+                }
             };
             block = appended?.block;
         }

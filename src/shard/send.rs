@@ -16,7 +16,7 @@ use ringmq_protocol::batch::BatchEntries;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::id::OffsetMessageId;
-use ringmq_protocol::message::{Limits, MessageParts, encode, encoded_len};
+use ringmq_protocol::message::{Limits, MessageParts, encode_into, encoded_len};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
 use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
@@ -24,7 +24,7 @@ use ringmq_protocol::types::{
     BornTimestamp, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
 };
 use ringmq_storage::{
-    AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, RecordRoom, WriteError, keys_of,
+    AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of,
 };
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -313,9 +313,8 @@ impl Shard {
     ) -> Result<Appended, Refusal> {
         let offset = self.index.max(queue);
         let len = encoded_len(parts);
-        let write =
-            |position, stored, room: &mut RecordRoom<'_>| encode(parts, offset, position, stored, room);
-        let appended = self.log.append(len, self.store_now(), write).map_err(Refusal::of_append)?;
+        let encode = |position, stored, dst: &mut [u8]| encode_into(parts, offset, position, stored, dst);
+        let appended = self.log.append(len, self.store_now(), encode).map_err(Refusal::of_append)?;
         let size = u32::try_from(len).expect("a record is smaller than a block");
         self.on_appended(appended.position);
         let tags_code = TagsCode::of(scan.tags);

@@ -47,9 +47,7 @@ pub use data_dir::{
 };
 pub use indexes::{Indexes, keys_of, open_indexes, push_message, rebuild_index, seal};
 pub use key_table::{KeyHash, TopicHash};
-pub use log::{
-    AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, RecordRoom, WriteError,
-};
+pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWrite, Prepare, WriteError};
 pub use memory_store::MemoryStore;
 pub use queue_index::{Boundary, Entry, OffsetUsed, QueueIndex, QueueIx, QueueMark};
 pub use record::{

@@ -14,8 +14,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::buf::Limit;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use thiserror::Error;
 
@@ -66,9 +65,6 @@ pub struct Appended {
     /// The record is durable when this block is.
     pub block: BlockSeq,
 }
-
-/// Where a record is put: it takes as many bytes as were asked for, and no more.
-pub type RecordRoom<'a> = Limit<&'a mut BytesMut>;
 
 /// A write to submit: durable when it completes, or it did not happen.
 #[derive(Clone, Debug)]
@@ -232,21 +228,20 @@ impl CommitLog {
         self.open_block(len, now)
     }
 
-    /// Appends one record of `len` bytes. `write` puts them, knowing the record's position and store timestamp.
-    ///
-    /// Panics if it puts more or fewer.
+    /// Appends one record of `len` bytes. `write` fills it, knowing its position and store timestamp; the bytes it is
+    /// given are zeros.
     pub fn append(
         &mut self,
         len: usize,
         now: StoreTimestamp,
-        write: impl FnOnce(PhysicalOffset, StoreTimestamp, &mut RecordRoom<'_>),
+        write: impl FnOnce(PhysicalOffset, StoreTimestamp, &mut [u8]),
     ) -> Result<Appended, AppendError> {
         self.reserve(len, now)?;
         let open = self.open.as_mut().expect("reserve opens a block");
         let at = self.tail.current.len();
         let position = PhysicalOffset(open.image_at + at as u64);
-        write(position, open.store_timestamp, &mut (&mut self.tail.current).limit(len));
-        assert_eq!(self.tail.current.len(), at + len, "a record has the length that it was announced with");
+        self.tail.current.resize(at + len, 0);
+        write(position, open.store_timestamp, &mut self.tail.current[at..]);
         open.record_count += 1;
         Ok(Appended { position, store_timestamp: open.store_timestamp, block: BlockSeq(self.next_seq) })
     }
@@ -258,8 +253,8 @@ impl CommitLog {
         body: &[u8],
         now: StoreTimestamp,
     ) -> Result<Appended, AppendError> {
-        self.append(record::metadata_bytes(body.len()), now, |_, _, room| {
-            record::write_metadata(kind, body, room)
+        self.append(record::metadata_bytes(body.len()), now, |_, _, bytes| {
+            record::write_metadata(kind, body, bytes)
         })
     }
 

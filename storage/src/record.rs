@@ -4,7 +4,6 @@
 //!   i32 totalSize | i32 magic | … message …              big-endian, as RocketMQ stores it
 //!   i32 totalSize | i32 RINGMQ_RECORD_MAGIC | u16 kind | body
 
-use bytes::BufMut;
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use thiserror::Error;
@@ -38,12 +37,14 @@ pub fn metadata_bytes(body_bytes: usize) -> usize {
     METADATA_HEADER_BYTES + body_bytes
 }
 
-/// Appends a metadata record.
-pub fn write_metadata(kind: u16, body: &[u8], out: &mut impl BufMut) {
-    out.put_i32(i32::try_from(metadata_bytes(body.len())).expect("records are smaller than a block"));
-    out.put_i32(RINGMQ_RECORD_MAGIC);
-    out.put_u16(kind);
-    out.put_slice(body);
+/// Writes a metadata record; `bytes` has exactly its size.
+pub fn write_metadata(kind: u16, body: &[u8], bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), metadata_bytes(body.len()));
+    let total = i32::try_from(bytes.len()).expect("records are smaller than a block");
+    bytes[0..4].copy_from_slice(&total.to_be_bytes());
+    bytes[4..8].copy_from_slice(&RINGMQ_RECORD_MAGIC.to_be_bytes());
+    bytes[8..10].copy_from_slice(&kind.to_be_bytes());
+    bytes[METADATA_HEADER_BYTES..].copy_from_slice(body);
 }
 
 /// The records of a block, in order. The first error ends it.

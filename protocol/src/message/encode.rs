@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use bytes::BufMut;
 use thiserror::Error;
 
 use super::{BODY_BYTES_MAX, MESSAGE_MAGIC_V1, MESSAGE_MAGIC_V2, TOPIC_BYTES_MAX_V1, body_crc};
@@ -62,7 +61,7 @@ impl MessageParts<'_> {
         self.properties.iter().map(|part| part.len()).sum()
     }
 
-    /// Checks what `encode` takes for granted, and the limits of the broker.
+    /// Checks what `encode_into` takes for granted, and the limits of the broker.
     pub fn check(&self, limits: &Limits) -> Result<(), MessageIllegal> {
         let within = |len, max| if len > max { Some((len, max)) } else { None };
         if self.body.is_empty() {
@@ -102,9 +101,6 @@ pub fn encoded_len(parts: &MessageParts<'_>) -> usize {
         + parts.properties_len()
 }
 
-/// Most bytes before the body: the fixed fields, with the longest hosts.
-const HEAD_BYTES_MAX: usize = 112;
-
 /// The rest of a buffer that is being filled.
 struct Writer<'a>(&'a mut [u8]);
 
@@ -132,34 +128,19 @@ impl Writer<'_> {
     }
 }
 
-/// [`encode`] over bytes that are there.
+/// Writes the record of a message that has passed [`MessageParts::check`] into `dst`.
 ///
 /// # Panics
-/// If `dst` is not exactly [`encoded_len`] bytes long, or the message would not pass [`MessageParts::check`].
+/// If `dst` is not exactly [`encoded_len`] bytes long, or the message would not pass `check`.
 pub fn encode_into(
     parts: &MessageParts<'_>,
     queue_offset: QueueOffset,
     physical_offset: PhysicalOffset,
     store_timestamp: StoreTimestamp,
-    mut dst: &mut [u8],
+    dst: &mut [u8],
 ) {
     assert_eq!(dst.len(), encoded_len(parts), "the room for a record is its length");
-    encode(parts, queue_offset, physical_offset, store_timestamp, &mut dst);
-    debug_assert!(dst.is_empty(), "encoded_len and encode agree");
-}
-
-/// Appends the record of a message that has passed [`MessageParts::check`]: [`encoded_len`] bytes.
-///
-/// # Panics
-/// If `out` has no room for it, or the message would not pass `check`.
-pub fn encode(
-    parts: &MessageParts<'_>,
-    queue_offset: QueueOffset,
-    physical_offset: PhysicalOffset,
-    store_timestamp: StoreTimestamp,
-    out: &mut impl BufMut,
-) {
-    let total = i32::try_from(encoded_len(parts)).expect("a record below 2 GiB");
+    let total = i32::try_from(dst.len()).expect("a record below 2 GiB");
     let properties_len = i16::try_from(parts.properties_len()).expect("properties that were checked");
     let sys_flag = parts
         .sys_flag
@@ -167,8 +148,7 @@ pub fn encode(
         .with(SysFlag::STORE_HOST_V6, host_len(&parts.store_host) == 20);
     let is_v2 = parts.topic.len() > TOPIC_BYTES_MAX_V1;
 
-    let mut head = [0; HEAD_BYTES_MAX];
-    let mut w = Writer(&mut head);
+    let mut w = Writer(dst);
     w.put_i32(total);
     w.put_i32(if is_v2 { MESSAGE_MAGIC_V2 } else { MESSAGE_MAGIC_V1 });
     w.put_i32(body_crc(parts.body));
@@ -184,17 +164,16 @@ pub fn encode(
     w.put_i32(parts.reconsume_times);
     w.put_i64(parts.prepared_transaction_offset);
     w.put_i32(parts.body.len() as i32); // less than `total`
-    let head_bytes = HEAD_BYTES_MAX - w.0.len();
-    out.put_slice(&head[..head_bytes]);
-    out.put_slice(parts.body);
+    w.put(parts.body);
     if is_v2 {
-        out.put_i16(i16::try_from(parts.topic.len()).expect("a topic that was checked"));
+        w.put(&i16::try_from(parts.topic.len()).expect("a topic that was checked").to_be_bytes());
     } else {
-        out.put_u8(parts.topic.len() as u8); // at most 127
+        w.put(&[parts.topic.len() as u8]); // at most 127
     }
-    out.put_slice(parts.topic.as_bytes());
-    out.put_i16(properties_len);
+    w.put(parts.topic.as_bytes());
+    w.put(&properties_len.to_be_bytes());
     for part in parts.properties {
-        out.put_slice(part);
+        w.put(part);
     }
+    debug_assert!(w.0.is_empty(), "encoded_len and encode_into agree");
 }

@@ -7,7 +7,7 @@
 //! | properties (i16 length)
 //! ```
 //!
-//!   MessageParts → check → encode     one pass, in place
+//!   MessageParts → check → encode_into     one pass, in place
 //!   StoredMessage::parse                   borrowed view, every length checked
 //!   Message, MessageExt                    what applications send and receive
 
@@ -17,7 +17,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-pub use encode::{Limits, MessageIllegal, MessageParts, encode, encode_into, encoded_len};
+pub use encode::{Limits, MessageIllegal, MessageParts, encode_into, encoded_len};
 pub use owned::{DecompressError, Message, MessageExt, compress, decompress};
 pub use stored::{MessageError, Messages, StoredMessage, messages};
 

@@ -289,10 +289,3 @@ fn segments_are_left_behind_whole() {
     assert_eq!((report.damaged, seen.len()), (vec![], 20));
     assert_eq!(quick.log.blocks().first().unwrap(), SegmentBase(2 << 20));
 }
-
-#[test]
-#[should_panic(expected = "a record has the length that it was announced with")]
-fn a_record_is_as_long_as_was_said() {
-    let mut quick = Quick::new(small_config());
-    let _ = quick.log.append(10, StoreTimestamp(1), |_, _, room| room.put_slice(&[7; 9]));
-}

@@ -1,7 +1,7 @@
 use super::*;
 use crate::block::HEADER_BYTES;
 use crate::config::LogConfig;
-use crate::log::{CommitLog, RecordRoom};
+use crate::log::CommitLog;
 use crate::record::METADATA_HEADER_BYTES;
 use crate::testing::{DISK_SECTOR, Disk, Quick, Random, body, recover_all, small_config};
 
@@ -307,7 +307,7 @@ fn a_message_in_old_contents_is_not_believed_to_be_a_block() {
 /// A log of format 1 as it was first written, with messages and metadata, two runs of a broker, and blocks that share
 /// sectors. It must stay readable, byte for byte, by every later version.
 mod fixture {
-    use ringmq_protocol::message::{MessageParts, encode, encoded_len};
+    use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
     use ringmq_protocol::types::{BornTimestamp, QueueId, QueueOffset, SysFlag};
 
     use super::*;
@@ -334,8 +334,8 @@ mod fixture {
             properties: &[b"TAGS\x01red\x02"],
         };
         let len = encoded_len(&parts);
-        let write = |position, time, room: &mut RecordRoom<'_>| {
-            encode(&parts, QueueOffset(offset), position, time, room)
+        let write = |position, time, bytes: &mut [u8]| {
+            encode_into(&parts, QueueOffset(offset), position, time, bytes)
         };
         quick.log.append(len, StoreTimestamp(now), write).unwrap();
     }

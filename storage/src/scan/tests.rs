@@ -2,12 +2,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use ringmq_protocol::message::StoredMessage;
-use ringmq_protocol::message::{MessageParts, encode, encoded_len};
+use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
 use ringmq_protocol::types::{BornTimestamp, QueueId, SysFlag, TagsCode};
 
 use super::*;
 use crate::key_table::{KeyHash, TopicHash};
-use crate::log::RecordRoom;
 use crate::memory_store::MemoryStore;
 use crate::queue_index::Entry;
 use crate::record::{Record, records};
@@ -145,9 +144,8 @@ fn message(quick: &mut Quick, queue: u32, offset: u64, key: &str) {
         body: b"a body",
         properties: &[properties.as_bytes()],
     };
-    let write = |position, time, room: &mut RecordRoom<'_>| {
-        encode(&parts, QueueOffset(offset), position, time, room);
-    };
+    let write =
+        |position, time, bytes: &mut [u8]| encode_into(&parts, QueueOffset(offset), position, time, bytes);
     let now = StoreTimestamp(5000 + offset as i64);
     quick.log.append(encoded_len(&parts), now, write).unwrap();
     quick.flush();
