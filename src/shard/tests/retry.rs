@@ -194,7 +194,8 @@ fn a_group_may_be_deleted_while_its_message_is_read() {
     let message = f.sent_message();
     let mut f = f.restart_later(0);
     let back = f.back(&message, 1, None);
-    let delete = DeleteSubscriptionGroupRequest { group_name: "g".into(), clean_offset: true };
+    let delete =
+        DeleteSubscriptionGroupRequest { group_name: "g".into(), clean_offset: true, remove_offset: false };
     f.request(RequestCode::DELETE_SUBSCRIPTIONGROUP, &delete, &[]);
     f.request(RequestCode::DELETE_TOPIC_IN_BROKER, &DeleteTopicRequest { topic: RETRY.into() }, &[]);
     f.settle();
