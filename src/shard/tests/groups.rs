@@ -196,7 +196,8 @@ impl Fixture {
 
     fn delete_group(&mut self, clean_offset: bool) {
         let group_name = "g".into();
-        let delete = DeleteSubscriptionGroupRequest { group_name, clean_offset: false, remove_offset: clean_offset };
+        let delete =
+            DeleteSubscriptionGroupRequest { group_name, clean_offset: false, remove_offset: clean_offset };
         assert_eq!(self.done(RequestCode::DELETE_SUBSCRIPTIONGROUP, &delete, &[]).0, 0);
     }
 }
