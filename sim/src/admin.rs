@@ -6,7 +6,7 @@ use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, PullMessa
 use ringmq_ring::sim::Random;
 
 use crate::checker::TopicId;
-use crate::client::{Asked, Context, Topic, TopicState};
+use crate::client::{Asked, Context, Purpose, Topic, TopicState};
 use crate::producer::{Producer, on_send_answer};
 use crate::wire::Wire;
 
@@ -48,7 +48,7 @@ impl Admin {
         self.next_at = ctx.now + ctx.random.between(100_000, 20_000_000);
         let own = || ctx.topics.iter().filter(|topic| topic.core == ctx.core);
         let wanted = own().find(|topic| topic.state == TopicState::Wanted).cloned();
-        let last = own().rfind(|topic| topic.is_scratch).cloned();
+        let last = own().rfind(|topic| topic.purpose == Purpose::Scratch).cloned();
         if let Some(topic) = wanted {
             return create(wire, ctx.now, &topic);
         }
@@ -83,7 +83,14 @@ impl Admin {
         self.sends_left = ctx.random.below(6);
         let id = TopicId(ctx.topics.len());
         let core = ctx.core;
-        ctx.topics.push(Topic { id, core, name, queues: 1, state: TopicState::Wanted, is_scratch: true });
+        ctx.topics.push(Topic {
+            id,
+            core,
+            name,
+            queues: 1,
+            state: TopicState::Wanted,
+            purpose: Purpose::Scratch,
+        });
     }
 
     pub(crate) fn on_answer(&mut self, asked: Asked, answer: &RemotingCommand, ctx: &mut Context<'_>) {

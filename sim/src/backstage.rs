@@ -133,9 +133,13 @@ pub(crate) struct Lines {
     pub(crate) errors: Vec<String>,
     /// Stretches of the log reported as damaged by reads.
     pub(crate) damaged: Vec<Range<u64>>,
+    /// The same, by an index that was written anew.
+    pub(crate) damaged_anew: Vec<Range<u64>>,
     /// Stretches of the log whose reading failed, or is tried once more.
     pub(crate) stutters: Vec<Range<u64>>,
     pub(crate) releases: Vec<Release>,
+    /// Segments whose index cannot be used.
+    pub(crate) indexes: Vec<u64>,
     pub(crate) segments_made: u64,
     /// Of those, the ones that were made of a spare.
     pub(crate) recycled: u64,
@@ -154,6 +158,13 @@ impl Keeping {
         retention: Retention { age: Duration::MAX, bytes: None, forced: false },
         check_nanos: 10_000_000_000,
     };
+}
+
+/// The segment in a line that says that its index cannot be used, or was written anew.
+pub(crate) fn index_in(line: &str) -> Option<u64> {
+    let (_, rest) = line.split_once("the index of segment ")?;
+    let is_meant = rest.contains(" cannot be used") || rest.contains(" was written anew");
+    rest.split(' ').next()?.parse().ok().filter(|_| is_meant)
 }
 
 /// Answers a shard as the housekeeping thread would.
@@ -322,7 +333,7 @@ impl Housekeeping {
                 let rebuilt = rebuild_index(&mut self.store, &self.log, segment, replay_from);
                 let result = rebuilt.map_err(|error| error.to_string()).map(|(header, damaged)| {
                     let range = |damage: &Damage| damage.position.0..damage.position.0 + damage.bytes;
-                    self.lines.damaged.extend(damaged.iter().map(range));
+                    self.lines.damaged_anew.extend(damaged.iter().map(range));
                     Box::new(header)
                 });
                 self.tell(ToShard::Rebuilt { segment, result });
@@ -459,6 +470,9 @@ impl Housekeeping {
             let mut numbers = text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
             Some((numbers.next()?, numbers.next()?))
         };
+        if let Some(segment) = index_in(&line).filter(|_| error) {
+            lines.indexes.push(segment);
+        }
         // Once it is tried again, twice it is damage.
         if let Some((_, rest)) = line.split_once("reading ") {
             let place: Option<(u64, u64)> = numbers(rest);

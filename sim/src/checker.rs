@@ -8,8 +8,10 @@ use std::fmt;
 use std::ops::Range;
 
 mod retention;
+pub mod retries;
 
 use retention::Old;
+use retries::Later;
 
 /// Shards have logs of their own: the upper bits of a position name the shard.
 pub const SHARD_SHIFT: u32 = 40;
@@ -186,6 +188,7 @@ pub struct Checker {
     has_rot: bool,
     /// What became of old segments, by shard.
     old: BTreeMap<u64, Old>,
+    later: Later,
     /// Acknowledged is not durable.
     is_async: bool,
     /// Queues that have lost their end with the power.
@@ -289,6 +292,16 @@ impl Checker {
         let id = MessageId { producer: (choice % 8) as u32, number: (choice >> 8) as u32 % 4096 };
         let (id, place) = self.places.range(id..).next()?;
         Some((*id, self.placed[place].position))
+    }
+
+    /// A time at which a message of the queue was stored, chosen by a number, and the offset below which messages were seen.
+    pub fn any_time(&self, queue: Queue, choice: u64) -> Option<(i64, u64)> {
+        let known = self.placed.range((queue, 0)..=(queue, u64::MAX));
+        let seen: Vec<_> =
+            known.filter_map(|((_, offset), placed)| Some((*offset, placed.stored_ms?))).collect();
+        let (last, _) = seen.last()?;
+        let (_, ms) = seen[(choice % seen.len() as u64) as usize];
+        Some((ms, last + 1))
     }
 
     pub fn topic_of(&self, id: MessageId) -> Option<TopicId> {
@@ -396,6 +409,40 @@ impl Checker {
                 && !self.forsaken.contains(&place.0.topic)
         };
         self.placed.iter().any(is_in)
+    }
+
+    // ---- look-ups
+
+    /// A look-up by time gave this offset. Messages below `seen_end` had been seen when it was asked.
+    pub fn found_by_time(&mut self, queue: Queue, ms: i64, is_upper: bool, seen_end: u64, found: u64) {
+        if self.has_rot || self.is_forsaken(queue.topic) {
+            return;
+        }
+        let mut wrong = Vec::new();
+        let mut is_first = true;
+        for ((_, offset), placed) in self.placed.range((queue, 0)..(queue, seen_end)) {
+            if self.is_deletable(placed.position) || self.is_excused(placed.position) {
+                continue;
+            }
+            let Some(stored_ms) = placed.stored_ms else {
+                is_first = false;
+                continue;
+            };
+            let is_right = match is_upper {
+                false if stored_ms >= ms => found <= *offset,
+                false => found > *offset,
+                true if stored_ms <= ms => found >= *offset,
+                // Before the first message there is none: then it is the first.
+                true => found < *offset || (found == *offset && is_first),
+            };
+            is_first = false;
+            if !is_right {
+                wrong.push(format!("{queue} at {ms}: {found} was found, {offset} was stored at {stored_ms}"));
+            }
+        }
+        for text in wrong {
+            self.report(Anomaly::Skipped, text);
+        }
     }
 
     // ---- pulls

@@ -11,7 +11,9 @@ use ringmq_ring::sim::{Random, SimNet};
 use crate::admin::Admin;
 use crate::checker::{Anomaly, Checker, CommitKey, MessageId, Queue, Seen, TopicId, position_in};
 use crate::consumer::{Consumer, Pulling};
+use crate::lookups::LookUp;
 use crate::producer::{Producer, Sending};
+use crate::retrier::{Late, Retrier};
 use crate::wire::Wire;
 
 /// Tags that messages carry; index 0 is none.
@@ -34,6 +36,16 @@ pub(crate) enum TopicState {
     Unknown,
 }
 
+/// Whose topic it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    All,
+    /// Made and deleted all the time, by the administrator alone.
+    Scratch,
+    /// For messages that come later, and the one who wants them.
+    Late,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Topic {
     pub(crate) id: TopicId,
@@ -42,8 +54,7 @@ pub(crate) struct Topic {
     pub(crate) name: String,
     pub(crate) queues: u32,
     pub(crate) state: TopicState,
-    /// Made and deleted all the time, by the administrator alone.
-    pub(crate) is_scratch: bool,
+    pub(crate) purpose: Purpose,
 }
 
 /// What went wrong in this life of the broker, and so may show in its answers.
@@ -52,6 +63,8 @@ pub(crate) struct Trouble {
     pub(crate) disk_was_full: bool,
     pub(crate) log_failed: bool,
     pub(crate) reads_failed: bool,
+    /// An index is not what it was, or may not be.
+    pub(crate) index_harmed: bool,
     pub(crate) is_stopping: bool,
 }
 
@@ -63,6 +76,7 @@ pub(crate) struct Counts {
     pub(crate) no_space: u64,
     pub(crate) failed: u64,
     pub(crate) long_polls: u64,
+    pub(crate) look_ups: u64,
     /// Pulls that were told of a later beginning of their queue.
     pub(crate) moved: u64,
 }
@@ -89,7 +103,7 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     /// Topics of this shard that are there for all.
     pub(crate) fn open_topics(&self) -> impl Iterator<Item = &Topic> {
-        let is_open = |topic: &&Topic| topic.state == TopicState::Ready && !topic.is_scratch;
+        let is_open = |topic: &&Topic| topic.state == TopicState::Ready && topic.purpose == Purpose::All;
         self.topics.iter().filter(|topic| topic.core == self.core).filter(is_open)
     }
 
@@ -117,6 +131,13 @@ impl Context<'_> {
             }
             _ => false,
         }
+    }
+
+    /// Whether what has to be read from the disk may be refused.
+    pub(crate) fn may_refuse_read(&self, answer: &RemotingCommand) -> bool {
+        let is_refused =
+            matches!(ResponseCode(answer.code), ResponseCode::SYSTEM_ERROR | ResponseCode::SYSTEM_BUSY);
+        is_refused && (self.trouble.reads_failed || self.trouble.index_harmed)
     }
 
     /// A message in an answer: checked, as far as that can be done at once.
@@ -157,18 +178,8 @@ pub(crate) enum Asked {
         key: CommitKey,
         since: Option<usize>,
     },
-    MaxOffset {
-        queue: Queue,
-        at_least: u64,
-    },
-    MinOffset {
-        queue: Queue,
-        at_least: u64,
-    },
-    View {
-        id: MessageId,
-        position: u64,
-    },
+    LookUp(LookUp),
+    Late(Late),
     CreateTopic(TopicId),
     DeleteTopic(TopicId),
     /// A pull that waits at a queue whose topic is about to be deleted.
@@ -180,6 +191,7 @@ pub(crate) enum Asked {
 pub(crate) enum Role {
     Producer(Producer),
     Consumer(Consumer),
+    Retrier(Retrier),
     Admin(Admin),
 }
 
@@ -224,6 +236,7 @@ impl Client {
             _ if !is_active => u64::MAX,
             Role::Producer(producer) => producer.next_at(wire),
             Role::Consumer(consumer) => consumer.next_at(),
+            Role::Retrier(retrier) => retrier.next_at(),
             Role::Admin(admin) => admin.next_at(),
         };
         wire.next_at().map_or(role, |at| at.min(role))
@@ -240,6 +253,7 @@ impl Client {
             match &mut self.role {
                 Role::Producer(producer) => producer.on_answer(asked, &answer, ctx),
                 Role::Consumer(consumer) => consumer.on_answer(asked, &answer, ctx),
+                Role::Retrier(retrier) => retrier.on_answer(asked, &answer, ctx),
                 Role::Admin(admin) => admin.on_answer(asked, &answer, ctx),
             }
         }
@@ -255,6 +269,7 @@ impl Client {
             match &mut self.role {
                 Role::Producer(producer) => producer.act(wire, ctx),
                 Role::Consumer(consumer) => consumer.act(wire, ctx),
+                Role::Retrier(retrier) => retrier.act(wire, ctx),
                 Role::Admin(admin) => admin.act(wire, ctx),
             }
         }
@@ -270,6 +285,7 @@ impl Client {
         match &mut self.role {
             Role::Producer(_) => {}
             Role::Consumer(consumer) => consumer.on_connected(),
+            Role::Retrier(retrier) => retrier.on_connected(),
             Role::Admin(admin) => admin.on_connected(ctx),
         }
     }

@@ -7,14 +7,15 @@ use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{
-    GetMaxOffsetRequest, GetMinOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
-    QueryConsumerOffsetRequest, UpdateConsumerOffsetRequest, ViewMessageByIdRequest, pull_flag,
+    OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
+    UpdateConsumerOffsetRequest, pull_flag,
 };
-use ringmq_protocol::types::{PhysicalOffset, QueueId};
+use ringmq_protocol::types::QueueId;
 use ringmq_ring::sim::Random;
 
-use crate::checker::{Anomaly, CommitKey, MessageId, Queue, SHARD_SHIFT, TopicId};
+use crate::checker::{Anomaly, CommitKey, Queue, TopicId};
 use crate::client::{Asked, Context, TAGS};
+use crate::lookups::LookUp;
 use crate::wire::Wire;
 
 const HEARTBEAT_NANOS: u64 = 20_000_000_000;
@@ -114,8 +115,12 @@ impl Consumer {
                 continue;
             }
             match ctx.random.below(100) {
-                0..3 => self.ask_around(wire, ctx, index),
-                3..6 => self.query_commit(wire, ctx, index),
+                0..5 => {
+                    if let Some(look_up) = LookUp::draw(self.cursors[index].queue, ctx) {
+                        look_up.ask(wire, ctx);
+                    }
+                }
+                5..8 => self.query_commit(wire, ctx, index),
                 _ => {}
             }
             if self.cursors[index].next > 0 && ctx.random.chance(self.commit_percent) {
@@ -243,35 +248,6 @@ impl Consumer {
         ask_commit(wire, ctx.now, &self.name, name, queue.id, asked);
     }
 
-    /// Questions that consumers ask now and then: the end of a queue, a message by its id.
-    fn ask_around(&mut self, wire: &mut Wire<Asked>, ctx: &mut Context<'_>, index: usize) {
-        let queue = self.cursors[index].queue;
-        if ctx.random.chance(30) {
-            let asked = Asked::MinOffset { queue, at_least: ctx.checker.first_at_least(queue) };
-            let request = GetMinOffsetRequest {
-                topic: ctx.topics[queue.topic.0].name.clone().into(),
-                queue_id: QueueId(queue.id),
-            };
-            wire.ask(ctx.now, RequestCode::GET_MIN_OFFSET, &request, Vec::new(), asked);
-        } else if ctx.random.chance(50) {
-            let asked = Asked::MaxOffset { queue, at_least: ctx.checker.known_end(queue) };
-            let request = GetMaxOffsetRequest {
-                topic: ctx.topics[queue.topic.0].name.clone().into(),
-                queue_id: QueueId(queue.id),
-                committed: true,
-            };
-            wire.ask(ctx.now, RequestCode::GET_MAX_OFFSET, &request, Vec::new(), asked);
-        } else if let Some((id, position)) = ctx.checker.any_known(ctx.random.next_u64()) {
-            if position >> SHARD_SHIFT != ctx.core {
-                return;
-            }
-            let offset = PhysicalOffset(position & ((1 << SHARD_SHIFT) - 1));
-            let request = ViewMessageByIdRequest { topic: None, offset };
-            let asked = Asked::View { id, position };
-            wire.ask(ctx.now, RequestCode::VIEW_MESSAGE_BY_ID, &request, Vec::new(), asked);
-        }
-    }
-
     pub(crate) fn on_answer(&mut self, asked: Asked, answer: &RemotingCommand, ctx: &mut Context<'_>) {
         let is_ok = answer.code == ResponseCode::SUCCESS.0;
         let is_missing = answer.code == ResponseCode::TOPIC_NOT_EXIST.0;
@@ -295,25 +271,7 @@ impl Consumer {
                 }
                 _ => ctx.unexpected("query of an offset", answer),
             },
-            Asked::MaxOffset { queue, at_least } => match offset() {
-                Ok(offset) if is_ok && offset < at_least && !ctx.checker.has_rot() => {
-                    let text = format!("{queue} ends at {offset}, {at_least} was known");
-                    ctx.checker.report(Anomaly::Phantom, text);
-                }
-                Ok(_) if is_ok => {}
-                _ => ctx.unexpected("query of a queue's end", answer),
-            },
-            Asked::MinOffset { queue, at_least } => match offset() {
-                Ok(offset) if is_ok && offset >= at_least => ctx.checker.moved(queue, 0, offset),
-                Ok(offset) if is_ok && !ctx.checker.has_rot() && !ctx.checker.is_shortened(queue) => {
-                    let text = format!("{queue} begins at {offset}, all below {at_least} is released");
-                    ctx.checker.report(Anomaly::Resurrected, text);
-                }
-                Ok(_) if is_ok => {}
-                _ if ctx.trouble.reads_failed => {}
-                _ => ctx.unexpected("query of a queue's beginning", answer),
-            },
-            Asked::View { id, position } => on_view(id, position, answer, ctx),
+            Asked::LookUp(look_up) => look_up.on_answer(answer, ctx),
             other => unreachable!("consumers do not ask {other:?}"),
         }
     }
@@ -400,7 +358,7 @@ impl Consumer {
             }
             // The topic's settings were damaged; its messages tell only of the queues that they are in.
             ResponseCode::INVALID_PARAMETER => ctx.checker.has_rot(),
-            ResponseCode::SYSTEM_ERROR => ctx.trouble.reads_failed,
+            _ if ctx.may_refuse_read(answer) => true,
             // The heartbeat could not make the group.
             ResponseCode::SUBSCRIPTION_NOT_EXIST | ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST => {
                 self.heartbeat_at = ctx.now;
@@ -430,34 +388,4 @@ pub(crate) fn ask_commit(
         set_zero_if_not_found: None,
     };
     wire.ask(now, RequestCode::QUERY_CONSUMER_OFFSET, &request, Vec::new(), asked);
-}
-
-fn on_view(id: MessageId, position: u64, answer: &RemotingCommand, ctx: &mut Context<'_>) {
-    if answer.code != ResponseCode::SUCCESS.0 {
-        // Looked up by its place in the log it is there only when the disk has it.
-        if !ctx.checker.is_deletable(position)
-            && !ctx.trouble.reads_failed
-            && !ctx.checker.has_rot()
-            && !ctx.checker.is_async()
-        {
-            ctx.unexpected(&format!("view of {id} at {position}"), answer);
-        }
-        return;
-    }
-    match messages(&answer.body).next() {
-        Some(Ok(message)) => {
-            let topic = ctx
-                .topics
-                .iter()
-                .find(|topic| topic.name == message.topic() && ctx.checker.topic_of(id) == Some(topic.id));
-            let Some(topic) = topic.map(|topic| topic.id) else {
-                return ctx.unexpected("view, of another topic", answer);
-            };
-            let seen = ctx.look_at(Queue { topic, id: message.queue_id().0 }, &message);
-            if seen.is_some_and(|seen| seen.id != id || seen.position != position) {
-                ctx.checker.report(Anomaly::WrongBytes, format!("view of {id} gave {seen:?}"));
-            }
-        }
-        _ => ctx.unexpected("view, without a message", answer),
-    }
 }

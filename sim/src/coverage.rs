@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ringmq_ring::sim::CrashReport;
 
+use crate::indexes::IndexHarm;
 use crate::ledger::Corruption;
 
 /// What happened in a run besides sends and pulls.
@@ -44,6 +45,11 @@ pub struct Coverage {
     pub kept: u64,
     /// Starts that found a released segment still there.
     pub interrupted: u64,
+    pub index_harm: IndexHarm,
+    pub look_ups: u64,
+    /// Delayed messages that were accepted, and copies of messages that were sent back.
+    pub delayed: u64,
+    pub sent_back: u64,
     /// Pulls that were told of a later beginning of their queue.
     pub moved: u64,
 }
@@ -80,6 +86,10 @@ impl Coverage {
         self.kept += other.kept;
         self.interrupted += other.interrupted;
         self.moved += other.moved;
+        self.look_ups += other.look_ups;
+        self.index_harm.add(other.index_harm);
+        self.delayed += other.delayed;
+        self.sent_back += other.sent_back;
     }
 
     pub(crate) fn add_sectors(&mut self, sectors: CrashReport) {

@@ -6,6 +6,8 @@
 //!   backstage   the files, and the housekeeping thread with its delays
 //!   ledger      what the disk has promised, what was done to it, and what has to be reported
 //!   client      producers, consumers and an administrator, who speak real frames (wire)
+//!   lookups     what consumers ask now and then; retrier: a client of delayed messages and retries
+//!   indexes     what was done to sealed indexes
 //!   checker     what must hold of all that the clients saw
 //!
 //! The product's code is the real one, from the bytes of a frame to the bytes of the disk: `Driver`, `Shard`,
@@ -18,13 +20,17 @@ pub mod checker;
 mod client;
 mod consumer;
 mod coverage;
+mod indexes;
 mod ledger;
+mod lookups;
 mod producer;
+mod retrier;
 mod ring;
 mod wire;
 mod world;
 
 pub use coverage::Coverage;
+pub use indexes::IndexHarm;
 pub use ledger::Corruption;
 pub use ring::Planted;
 pub use world::{Options, Outcome, run};

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use ringmq_sim::checker::Anomaly;
-use ringmq_sim::{Coverage, Options, Outcome, Planted, run};
+use ringmq_sim::{Coverage, IndexHarm, Options, Outcome, Planted, run};
 
 /// Simulates a RingMQ shard under faults: real code, virtual time. Each seed is a world of its own.
 #[derive(Parser)]
@@ -125,6 +125,14 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
     println!(
         "retention: {} segments released, {} still there after a crash, {} times one was due and kept, {} pulls told of a later beginning",
         coverage.released, coverage.interrupted, coverage.kept, coverage.moved
+    );
+    let IndexHarm { injected, reported, undone, unread } = coverage.index_harm;
+    println!(
+        "indexes: {injected} harmed, {reported} reported and written anew, {undone} gone or written again by the way, {unread} never read where they are wrong"
+    );
+    println!(
+        "later: {} delayed messages, {} retries and dead letters; {} look-ups",
+        coverage.delayed, coverage.sent_back, coverage.look_ups
     );
     let count = |anomaly| anomalies.get(&anomaly).copied().unwrap_or(0);
     println!(

@@ -5,17 +5,21 @@
 //! W3  Faults are those that a broker must bear. [`Planted`] mistakes are those that the checker must find.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use crate::backstage::segment_of_index;
+use crate::indexes::IndexLedger;
 use crate::ledger::{self, Ledger};
 use bytes::BytesMut;
 use ringmq_ring::sim::{Random, ReadFault, SimDisk, SimNet, SimRing, WriteFault};
 use ringmq_ring::{
     Completion, File, Listener, Nanos, Now, Op, OpenMode, Outcome, RecvBuffer, Ring, Socket, Waker,
 };
+use ringmq_storage::SegmentBase;
 
 /// A mistake that a broker or its disk could make; the simulation is worth what it finds of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -62,12 +66,13 @@ pub(crate) struct Watch {
     pub(crate) reads: u64,
     pub(crate) writes: u64,
     pub(crate) ledger: Ledger,
+    pub(crate) indexes: IndexLedger,
     random: Random,
     planted: Option<Planted>,
 }
 
 impl Watch {
-    pub(crate) fn new(seed: u64, planted: Option<Planted>, ledger: Ledger) -> Watch {
+    pub(crate) fn new(seed: u64, planted: Option<Planted>, ledger: Ledger, indexes: IndexLedger) -> Watch {
         Watch {
             trace: seed,
             base: 0,
@@ -79,6 +84,7 @@ impl Watch {
             reads: 0,
             writes: 0,
             ledger,
+            indexes,
             random: Random::new(seed ^ 0x7261_6365),
             planted,
         }
@@ -147,13 +153,23 @@ pub(crate) struct WatchedRing {
     watch: SharedWatch,
     /// Tags of writes that [`Planted::EarlyCompletion`] will report.
     early: Vec<u64>,
+    /// Pages of indexes that are being read, by tag.
+    index_reads: BTreeMap<u64, (SegmentBase, u64)>,
     /// Open files of the log.
     files: Vec<(File, PathBuf)>,
 }
 
 impl WatchedRing {
     pub(crate) fn new(inner: SimRing, disk: SimDisk, watch: SharedWatch) -> WatchedRing {
-        WatchedRing { net: inner.net(), inner, disk, watch, early: Vec::new(), files: Vec::new() }
+        WatchedRing {
+            net: inner.net(),
+            inner,
+            disk,
+            watch,
+            early: Vec::new(),
+            index_reads: BTreeMap::new(),
+            files: Vec::new(),
+        }
     }
 
     fn spoil(&mut self, tag: u64, op: Op) -> Op {
@@ -208,6 +224,9 @@ impl WatchedRing {
             }
             Outcome::Read(result) => {
                 let now = watch.base + self.inner.now().monotonic.0;
+                if let Some((segment, offset)) = self.index_reads.remove(&completion.tag) {
+                    watch.indexes.read(segment, offset, now);
+                }
                 watch.ledger.read(completion.tag, result.as_ref().ok(), now);
                 match result {
                     Ok(bytes) => {
@@ -278,6 +297,9 @@ impl Ring for WatchedRing {
             }
             Op::Read { file, offset, len } => {
                 watch.reads += 1;
+                if let Some(segment) = path(file).and_then(segment_of_index) {
+                    self.index_reads.insert(tag, (segment, *offset));
+                }
                 if let Some(fault) = watch.read_fault.take() {
                     self.disk.fail_read(0, fault);
                     watch.ledger.reading(tag, path(file), *offset, *len, fault);

@@ -7,29 +7,31 @@
 mod audit;
 mod core;
 mod faults;
+mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use ringmq::driver::{Driver, LogFiles};
-use ringmq::housekeeping::Retention;
-use ringmq::shard::{DelayTable, FlushDiskType, Shard, ShardConfig};
+use ringmq::shard::{FlushDiskType, Shard, ShardConfig};
 use ringmq_net::Limits;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::RemotingCommand;
 use ringmq_ring::Ring;
 use ringmq_ring::sim::{Random, SimConfig, SimDisk, SimRing};
-use ringmq_storage::{LogConfig, RecoverError, SegmentStore};
+use ringmq_storage::{RecoverError, SegmentBase, SegmentStore};
 
 use self::core::{Broker, Core};
+use self::plan::{Plan, delays};
 use crate::admin::Admin;
-use crate::backstage::{Housekeeping, Keeping, Release};
+use crate::backstage::{Housekeeping, Keeping, Release, index_in};
 use crate::checker::{Anomaly, Checker, TopicId, Violation, position_in};
-use crate::client::{Asked, Client, Context, Counts, Role, Topic, TopicState, Trouble, connect};
+use crate::client::{Asked, Client, Context, Counts, Purpose, Role, Topic, TopicState, Trouble, connect};
 use crate::consumer::Consumer;
 use crate::coverage::Coverage;
 use crate::producer::{Producer, on_send_answer};
+use crate::retrier::Retrier;
 use crate::ring::{Planted, WatchedRing};
 use crate::wire::Wire;
 
@@ -46,6 +48,8 @@ const STOP_PATIENCE_NANOS: u64 = 10 * SECOND;
 const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(400));
 /// Number of the producer that asks whether sends are taken again.
 const PROBER: u32 = 200;
+/// More than the wall clock was ever put back, and the longest delay.
+const ALL_DUE_MS: i64 = 100 * 86_400_000;
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -82,40 +86,6 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     let mut world = World::new(seed, options.clone());
     world.play();
     world.outcome()
-}
-
-/// What kind of world a seed is, besides its faults.
-struct Plan {
-    cores: u64,
-    keeping: Keeping,
-}
-
-impl Plan {
-    fn draw(seed: u64, planted: Option<Planted>) -> Plan {
-        // Of its own, so that worlds of which this is not a part stay what they were.
-        let mut random = Random::new(seed ^ 0x706c_616e);
-        let cores = [1, 1, 2, 3][random.below(4) as usize];
-        let is_about_retention = matches!(planted, Some(Planted::HastyRelease | Planted::IgnoredGroups));
-        if !is_about_retention && !random.chance(50) {
-            return Plan { cores, keeping: Keeping::ALL };
-        }
-        let bytes = [None, Some(0), Some(4 << 20), Some(7 << 20)][random.below(4) as usize];
-        let age = [1, 50, 1_000, 20_000][random.below(4) as usize];
-        let retention = Retention {
-            age: if bytes.is_some() && random.chance(70) {
-                Duration::MAX
-            } else {
-                Duration::from_millis(age)
-            },
-            bytes,
-            forced: random.chance(50) && planted != Some(Planted::IgnoredGroups),
-        };
-        Plan { cores, keeping: Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND) } }
-    }
-
-    fn deletes(&self) -> bool {
-        self.keeping.retention.bytes.is_some() || self.keeping.retention.age < Duration::MAX
-    }
 }
 
 struct World {
@@ -160,16 +130,21 @@ impl World {
         let cores = (0..plan.cores).map(core).collect();
         let is_hostile = random.chance(20);
         let is_async = random.chance(25) && options.planted.is_none();
+        // What is lost with the end of the log, or with a block, may come again when it is delayed.
+        let is_about_later = !is_async && !is_hostile && plan.has_retriers;
         let mut topics: Vec<Topic> = Vec::new();
         for core in 0..plan.cores {
-            let mut topic = |name: &str, queues, state| {
+            let mut topic = |name: &str, queues, state, purpose| {
                 let (id, name) = (TopicId(topics.len()), name.to_owned());
-                topics.push(Topic { id, core, name, queues, state, is_scratch: false });
+                topics.push(Topic { id, core, name, queues, state, purpose });
             };
-            topic("orders", random.between(1, 4) as u32, TopicState::Wanted);
-            topic("events", 1, TopicState::Wanted);
+            topic("orders", random.between(1, 4) as u32, TopicState::Wanted, Purpose::All);
+            topic("events", 1, TopicState::Wanted, Purpose::All);
             // Made by the first send to it.
-            topic("automatic", 2, TopicState::Ready);
+            topic("automatic", 2, TopicState::Ready, Purpose::All);
+            if is_about_later {
+                topic("late", 1, TopicState::Wanted, Purpose::Late);
+            }
         }
         let mut clients = Vec::new();
         for core in 0..plan.cores {
@@ -187,6 +162,9 @@ impl World {
         for group in 0..random.between(1, 4).max(plan.cores) as u32 {
             let consumer = Consumer::new(group, &mut random);
             clients.push((somewhere(group), Role::Consumer(consumer)));
+        }
+        for core in (0..plan.cores).filter(|_| is_about_later) {
+            clients.push((core, Role::Retrier(Retrier::new(core, &mut random))));
         }
         let is_direct = random.chance(70);
         disk.set_direct(is_direct);
@@ -232,6 +210,8 @@ impl World {
             self.crash();
         }
         // The auditor wants to see all that is there: nothing goes any more.
+        // By now everything is due.
+        self.cores.iter().for_each(|core| core.watch.borrow_mut().wall_shift_ms += ALL_DUE_MS);
         if self.boot(Keeping::ALL) {
             self.audit();
             self.crash();
@@ -246,6 +226,7 @@ impl World {
             no_space: counts.no_space,
             failed: counts.failed,
             long_polls: counts.long_polls,
+            look_ups: counts.look_ups,
             moved: counts.moved,
             deleted_topics: self.topics.iter().filter(|topic| topic.state == TopicState::Deleted).count()
                 as u64,
@@ -288,28 +269,6 @@ impl World {
 
     // ---- a life
 
-    fn log_config(&mut self, core: usize) -> LogConfig {
-        let random = &mut self.random;
-        let record_bytes_max = 150 << 10;
-        let chunk_bytes = 256 << 10;
-        LogConfig {
-            shard: core as u16,
-            log_id: 7,
-            segment_bytes: self.segment_bytes,
-            block_bytes_max: [1 << 10, 8 << 10, 64 << 10][random.below(3) as usize],
-            record_bytes_max,
-            tail_bytes: 2 * u64::from(chunk_bytes),
-            tail_bytes_hard_max: random.between(2, 4) * u64::from(chunk_bytes),
-            chunk_bytes,
-            staged_bytes_max: random.between(170 << 10, 512 << 10),
-            sector_bytes: self.sector_bytes,
-            pad_blocks: random.chance(20),
-            writes_in_flight_max: random.between(1, 5) as usize,
-            prepare_step_bytes: random.between(1, 2) << 20,
-            prepare_ahead_bytes: random.between(170 << 10, 2 << 20),
-        }
-    }
-
     /// Starts the broker on what the disk holds.
     fn boot(&mut self, keeping: Keeping) -> bool {
         self.checker.restarted();
@@ -338,7 +297,7 @@ impl World {
                 FlushDiskType::Sync
             },
             auto_create_topics: true,
-            delays: DelayTable::default(),
+            delays: delays(),
             key_salt: self.random.next_u64() as u32,
         };
         let wall_ms = ring.now().wall_ms;
@@ -347,13 +306,19 @@ impl World {
         let mut store = core.store.clone();
         let start = store.segments().expect("the disk is there").iter().map(|(base, _)| base.0).min();
         let start = start.unwrap_or(0);
-        self.coverage.interrupted += u64::from(self.checker.begins_at(position_in(number, start)));
+        // An index goes before its segment, and a page that cannot be read is as good as none.
+        let mut is_excused = self.checker.begins_at(position_in(number, start));
+        self.coverage.interrupted += u64::from(is_excused);
         if self.random.chance(10) {
+            is_excused = true;
             self.count_fault("EIO while the log is recovered");
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
+        let core = &mut self.cores[index];
+        let owed = core.watch.borrow().indexes.owed_at_start();
         let mut boot = || Shard::boot(config.clone(), log.clone(), &mut store, wall_ms, &mut |_| {});
         let mut booted = boot();
+        let is_first_try = booted.is_ok();
         if let Err(RecoverError::Index { .. }) = booted {
             // An index is damaged, and there is no room for another: the operator makes some.
             self.disk.set_space_left(None);
@@ -387,6 +352,22 @@ impl World {
             self.coverage.lost_at_end += self.checker.cut(end, from);
         }
         core.watch.borrow_mut().ledger.on_boot(start..report.end.0);
+        let written: BTreeSet<SegmentBase> =
+            boot.notes.iter().filter_map(|note| index_in(note)).map(SegmentBase).collect();
+        for segment in &written {
+            let told = core.watch.borrow_mut().indexes.reported(*segment);
+            if let Err(text) = told
+                && !is_excused
+                && !self.checker.has_rot()
+            {
+                self.checker.report(Anomaly::FalseAlarm, text);
+            }
+        }
+        for segment in owed.iter().filter(|segment| is_first_try && !written.contains(segment)) {
+            let text = format!("the index of segment {segment} was harmed, and the start did not say so");
+            self.checker.report(Anomaly::Unreported, text);
+        }
+        core.watch.borrow_mut().indexes.forget_undone();
         for damage in &report.damaged {
             let range = damage.position.0..damage.position.0 + damage.bytes;
             let in_all = position_in(number, range.start)..position_in(number, range.end);
@@ -411,7 +392,8 @@ impl World {
             Housekeeping::new(core.store.clone(), log, keeping, &sealed, planted, seed);
         let files = LogFiles::new(core.store.directory.clone(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);
-        core.trouble = Trouble { disk_was_full: self.room_at.is_some(), ..Trouble::default() };
+        let index_harmed = core.watch.borrow().indexes.is_any_harmed();
+        core.trouble = Trouble { disk_was_full: self.room_at.is_some(), index_harmed, ..Trouble::default() };
         core.is_flushed = false;
         core.watch.borrow_mut().begin_life();
         self.disk.set_latency(FAST.0, FAST.1);
@@ -486,11 +468,28 @@ impl World {
         let number = core.number;
         let lines = &mut core.broker.as_mut().expect("it is alive").housekeeping.lines;
         let releases = std::mem::take(&mut lines.releases);
+        for segment in lines.indexes.drain(..) {
+            let told = core.watch.borrow_mut().indexes.reported(SegmentBase(segment));
+            // Until the index is written anew, look-ups may be refused.
+            core.trouble.index_harmed = true;
+            if let Err(text) = told
+                && !core.trouble.reads_failed
+                && !self.checker.has_rot()
+            {
+                self.checker.report(Anomaly::FalseAlarm, text);
+            }
+        }
         self.coverage.segments += std::mem::take(&mut lines.segments_made);
         self.coverage.recycled += std::mem::take(&mut lines.recycled);
         let ledger = &mut core.watch.borrow_mut().ledger;
         for range in lines.stutters.drain(..) {
             ledger.stutter_reported(&range);
+        }
+        for range in lines.damaged_anew.drain(..) {
+            self.coverage.damage_reports += 1;
+            let told = ledger.damage_reported(&range);
+            told.unwrap_or_else(|text| self.checker.report(Anomaly::FalseAlarm, text));
+            self.checker.unreadable(position_in(number, range.start)..position_in(number, range.end));
         }
         for range in lines.damaged.drain(..) {
             self.coverage.damage_reports += 1;
@@ -582,7 +581,7 @@ impl World {
     /// With all faults taken back, a send has to be taken, unless the log has failed for good.
     fn probe(&mut self, core: usize) {
         let is_open = |topic: &&Topic| {
-            topic.core == core as u64 && topic.state == TopicState::Ready && !topic.is_scratch
+            topic.core == core as u64 && topic.state == TopicState::Ready && topic.purpose == Purpose::All
         };
         let topic = self.topics.iter().find(is_open).map(|topic| topic.id);
         let Some(topic) = topic.filter(|_| !self.cores[core].trouble.log_failed) else { return };
@@ -664,7 +663,19 @@ impl World {
         self.coverage.crashes += 1;
         self.coverage.add_sectors(report);
         let down = self.random.below(3 * SECOND);
-        self.cores.iter_mut().for_each(|core| core.watch.borrow_mut().base = now + down);
+        for core in &mut self.cores {
+            let watch = &mut *core.watch.borrow_mut();
+            watch.base = now + down;
+            let told = watch.indexes.on_crash(now);
+            told.unwrap_or_else(|text| self.checker.report(Anomaly::Unreported, text));
+        }
+        if self.plan.harms_indexes {
+            for core in 0..self.cores.len() {
+                if self.random.chance(30) {
+                    self.harm_index(core);
+                }
+            }
+        }
         self.say(0, || format!("crash: {report:?}"));
         for client in &mut self.clients {
             let wait = self.random.below(20 * MILLI);

@@ -27,6 +27,11 @@ struct Releasing {
 }
 
 impl Old {
+    /// Whether anything was ever released.
+    pub(super) fn has_released(&self) -> bool {
+        self.released & ((1 << SHARD_SHIFT) - 1) > 0
+    }
+
     /// What is asked for ends here.
     fn asked(&self) -> u64 {
         self.releasing.as_ref().map_or(0, |releasing| releasing.end)

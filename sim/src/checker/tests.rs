@@ -277,3 +277,48 @@ fn an_online_group_is_robbed_only_of_what_it_cannot_have_consumed() {
     assert_eq!(robbed(&[(3, true)], Some(0)), 0, "it went back when it was released already, perhaps");
     assert_eq!(robbed(&[(1, true), (3, false)], None), 0, "it may be there, perhaps");
 }
+
+#[test]
+fn what_was_sent_back_is_there_as_often_as_that_took_place() {
+    let retry = (1, id(2), 0);
+    let found = |copies: u64| {
+        let mut checker = checker();
+        checker.sending_back(retry);
+        checker.sent_back(retry);
+        // One of unknown fate, and one that was refused.
+        checker.sending_back(retry);
+        checker.sending_back(retry);
+        checker.not_sent_back(retry);
+        checker.finish_later(&BTreeMap::from([((1, id(2), 1), copies)]));
+        checker.counts().keys().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(found(0), [Anomaly::LostWrite]);
+    assert_eq!(found(1), []);
+    assert_eq!(found(2), []);
+    assert_eq!(found(3), [Anomaly::Duplicate]);
+}
+
+#[test]
+fn what_was_delayed_comes_in_the_end() {
+    let mut checker = checker();
+    checker.accepted(0, id(5));
+    checker.accepted(0, id(6));
+    checker.pulled(QUEUE, 5..6, &[], &[seen(5, 5)]);
+    checker.finish_later(&BTreeMap::new());
+    let lost: Vec<_> = checker.violations().iter().map(|violation| violation.anomaly).collect();
+    assert_eq!(lost, [Anomaly::LostWrite], "message 6");
+}
+
+#[test]
+fn a_look_up_by_time_is_held_to_what_was_seen() {
+    // Message n is stored at time n, at offset n.
+    let found = |ms, is_upper, offset| {
+        let mut checker = checker();
+        checker.pulled(QUEUE, 0..5, &[], &first(5));
+        checker.found_by_time(QUEUE, ms, is_upper, 5, offset);
+        checker.violations().is_empty()
+    };
+    assert_eq!([1, 2, 3].map(|offset| found(2, false, offset)), [false, true, false]);
+    assert_eq!([1, 2, 3].map(|offset| found(2, true, offset)), [false, true, false]);
+    assert!(found(-1, true, 0) && found(9, false, 5) && !found(9, false, 4));
+}

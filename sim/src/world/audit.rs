@@ -1,36 +1,58 @@
 //! The end of a run: what is there is read and compared with what clients know.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use ringmq_protocol::code::{RequestCode, ResponseCode};
-use ringmq_protocol::message::messages;
+use ringmq_protocol::message::{StoredMessage, messages};
+use ringmq_protocol::properties::names;
 use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse, pull_flag};
 
-use super::World;
-use crate::checker::{Anomaly, Contents, Queue, Seen, position_in};
-use crate::client::{Asked, TopicState, connect};
+use super::{MILLI, SECOND, World};
+use crate::checker::retries::Retry;
+use crate::checker::{Anomaly, Contents, MessageId, Queue, Seen, position_in};
+use crate::client::{Asked, Context, Purpose, Topic, TopicState, connect};
 use crate::consumer::ask_commit;
+use crate::lookups::LookUp;
+use crate::retrier::Retrier;
 use crate::wire::Wire;
+
+/// Time for all that is due to be delivered.
+const DELIVER_NANOS: u64 = 5 * SECOND;
+/// Look-ups of the auditor at each shard.
+const LOOK_UPS: usize = 40;
+/// How often the auditor asks again where an index is being written anew.
+const REFUSED_MAX: u32 = 100;
 
 impl World {
     /// Reads everything and compares it with what the clients know.
     pub(super) fn audit(&mut self) {
         self.is_active = false;
-        let mut contents = Contents::new();
+        self.idle(DELIVER_NANOS);
+        let (mut contents, mut copies) = (Contents::new(), BTreeMap::new());
         for core in 0..self.cores.len() {
             let Some(mut wire) = connect(&mut self.context(core).0) else {
                 return self.checker.report(Anomaly::Stuck, "nobody listens after the restart");
             };
             self.read_topics(core, &mut wire, &mut contents);
             self.ask_commits(core, &mut wire);
+            self.read_retries(core, &mut wire, &mut copies);
+            self.look_up(core, &mut wire);
         }
         self.checker.finish(&contents);
+        let (delayed, sent_back) = self.checker.finish_later(&copies);
+        self.coverage.delayed += delayed;
+        self.coverage.sent_back += sent_back;
         for core in &self.cores {
             let number = core.number;
+            let watch = &mut *core.watch.borrow_mut();
+            let told = watch.indexes.on_crash(u64::MAX);
+            told.unwrap_or_else(|text| self.checker.report(Anomaly::Unreported, text));
+            self.coverage.index_harm.add(watch.indexes.judge());
             let is_known = |range: &Range<u64>| {
                 self.checker.knows(&(position_in(number, range.start)..position_in(number, range.end)))
             };
-            let (corruption, silent) = core.watch.borrow().ledger.judge(is_known);
+            let (corruption, silent) = watch.ledger.judge(is_known);
             self.coverage.corruption.add(corruption);
             for range in silent {
                 let text = format!("the block at {range:?} is damaged, and the broker never said so");
@@ -87,12 +109,69 @@ impl World {
         queue: Queue,
     ) -> Option<Vec<Seen>> {
         let mut found = Vec::new();
+        let take = &mut |context: &mut Context<'_>, message: &StoredMessage<'_>| {
+            found.extend(context.look_at(queue, message));
+        };
+        let is_there = self.read_messages(core, wire, topic, queue.id, take);
+        is_there.then_some(found)
+    }
+
+    /// Asks for known messages by key, place and time, until there is an answer.
+    fn look_up(&mut self, core: usize, wire: &mut Wire<Asked>) {
+        let is_open = |topic: &&Topic| topic.core == core as u64 && topic.purpose != Purpose::Scratch;
+        let topics: Vec<_> = self.topics.iter().filter(is_open).map(|topic| topic.id).collect();
+        for number in 0..LOOK_UPS {
+            let queue = Queue { topic: topics[number % topics.len()], id: 0 };
+            let Some(look_up) = LookUp::draw(queue, &mut self.context(core).0) else { continue };
+            for refused in 0.. {
+                look_up.clone().ask(wire, &mut self.context(core).0);
+                let Some((_, answer)) = self.answer(core, wire) else { return };
+                let mut context = self.context(core).0;
+                if !context.may_refuse_read(&answer) || refused == REFUSED_MAX {
+                    context.trouble.index_harmed = false;
+                    look_up.clone().on_answer(&answer, &mut context);
+                    break;
+                }
+                self.idle(10 * MILLI);
+            }
+        }
+    }
+
+    /// What came of all that was sent back, when everything has had its time.
+    fn read_retries(&mut self, core: usize, wire: &mut Wire<Asked>, copies: &mut BTreeMap<Retry, u64>) {
+        let (group, name) = Retrier::group(core as u64);
+        for topic in [format!("%RETRY%{name}"), format!("%DLQ%{name}")] {
+            let take = &mut |context: &mut Context<'_>, message: &StoredMessage<'_>| match message
+                .property(names::KEYS)
+                .and_then(MessageId::parse)
+            {
+                Some(id) => {
+                    context.checker.received_again(id, message.body());
+                    *copies.entry((group, id, message.reconsume_times())).or_default() += 1;
+                }
+                None => context.checker.report(Anomaly::WrongBytes, "a retry without its key"),
+            };
+            self.read_messages(core, wire, &topic, 0, take);
+        }
+    }
+
+    /// Gives all messages of a queue to `take`; false if its topic is not there.
+    fn read_messages(
+        &mut self,
+        core: usize,
+        wire: &mut Wire<Asked>,
+        topic: &str,
+        queue_id: u32,
+        take: &mut dyn FnMut(&mut Context<'_>, &StoredMessage<'_>),
+    ) -> bool {
         let mut from = 0;
+        let mut refused = 0;
+        let mut is_any = false;
         loop {
             let request = PullMessageRequest {
                 consumer_group: "auditor".into(),
                 topic: topic.into(),
-                queue_id: queue.id as i32,
+                queue_id: queue_id as i32,
                 queue_offset: from,
                 max_msg_nums: 1000,
                 sys_flag: pull_flag::SUBSCRIPTION,
@@ -106,31 +185,46 @@ impl World {
                 proxy_forward_client_id: None,
             };
             wire.ask(self.cores[core].now(), RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::Audit);
-            let (_, answer) = self.answer(core, wire)?;
+            let Some((_, answer)) = self.answer(core, wire) else { return true };
+            let mut context = self.context(core).0;
             match ResponseCode(answer.code) {
                 ResponseCode::SUCCESS | ResponseCode::PULL_RETRY_IMMEDIATELY => {}
                 ResponseCode::PULL_OFFSET_MOVED if from == 0 => {}
-                ResponseCode::PULL_NOT_FOUND => return Some(found),
-                ResponseCode::TOPIC_NOT_EXIST => return None,
+                ResponseCode::PULL_NOT_FOUND => return true,
+                ResponseCode::TOPIC_NOT_EXIST => return false,
+                // An index is being written anew: not for long.
+                _ if context.may_refuse_read(&answer) && refused < REFUSED_MAX => {
+                    refused += 1;
+                    self.idle(10 * MILLI);
+                    continue;
+                }
                 _ => {
-                    self.context(core).0.unexpected("pull of the auditor", &answer);
-                    return Some(found);
+                    context.unexpected("pull of the auditor", &answer);
+                    return true;
                 }
             }
-            let mut context = self.context(core).0;
             for message in messages(&answer.body).flatten() {
-                found.extend(context.look_at(queue, &message));
+                is_any = true;
+                take(&mut context, &message);
             }
             let next = PullMessageResponse::decode(&answer.header().ext).map(|next| next.next_begin_offset);
             match next {
                 Ok(next) if next > from => from = next,
                 // An empty queue that was never used says so at its beginning.
-                _ if found.is_empty() => return Some(found),
+                _ if !is_any => return true,
                 _ => {
-                    self.context(core).0.unexpected("pull of the auditor, without progress", &answer);
-                    return Some(found);
+                    context.unexpected("pull of the auditor, without progress", &answer);
+                    return true;
                 }
             }
+        }
+    }
+
+    /// Lets the broker be for a while.
+    fn idle(&mut self, nanos: u64) {
+        let until = self.now() + nanos;
+        while self.now() < until {
+            self.step(until);
         }
     }
 }

@@ -11,6 +11,7 @@ use ringmq_ring::sim::{SimDisk, SimNet};
 use super::faults::Fault;
 use crate::backstage::{Housekeeping, SimStore};
 use crate::client::Trouble;
+use crate::indexes::IndexLedger;
 use crate::ledger::Ledger;
 use crate::ring::{Planted, SharedWatch, Watch, WatchedRing};
 
@@ -51,12 +52,13 @@ impl Core {
         let directory = Path::new("/").join(format!("shard-{number}"));
         let store = SimStore { disk, directory };
         let ledger = Ledger::new(store.clone(), segment_bytes);
+        let indexes = IndexLedger::new(store.clone());
         Core {
             number,
             // Ports as docs/architecture.md has them.
             address: SocketAddr::from(([10, 0, 0, 1], 10_911 + 10 * number as u16)),
             store,
-            watch: Rc::new(RefCell::new(Watch::new(seed, planted, ledger))),
+            watch: Rc::new(RefCell::new(Watch::new(seed, planted, ledger, indexes))),
             trouble: Trouble::default(),
             faults: Vec::new(),
             broker: None,

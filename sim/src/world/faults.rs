@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringmq_ring::sim::{Direction, Random, ReadFault, WriteFault};
 
 use super::{MILLI, SECOND, World};
+use crate::indexes::Harm;
 
 /// Longest that a fault is about to come: lives last seconds.
 const LIFE_NANOS: u64 = 4 * SECOND;
@@ -27,6 +28,8 @@ pub(super) enum Fault {
     NoSpace(u64, u64),
     SlowHousekeeping(u64),
     Spoil(Spoiling),
+    /// An index is harmed.
+    Index,
 }
 
 /// What becomes of something that was promised to be durable.
@@ -60,6 +63,7 @@ impl Fault {
             Fault::NetDelay(..) => "network slow",
             Fault::NoSpace(..) => "disk full",
             Fault::SlowHousekeeping(_) => "housekeeping slow",
+            Fault::Index => "index harmed while the broker runs",
             Fault::Spoil(Spoiling::FlippedBit) => "bit flipped on the medium",
             Fault::Spoil(Spoiling::ForeignPage) => "page overwritten on the medium",
             Fault::Spoil(Spoiling::MisdirectedReads) => "reads of a page misdirected, for good",
@@ -129,6 +133,11 @@ impl World {
                 let fault = if index < count { Fault::draw(random) } else { Fault::draw_hostile(random) };
                 faults.push((at, fault));
             }
+            if self.plan.harms_indexes {
+                for _ in 0..random.below(3) {
+                    faults.push((start + (random.below(LIFE_NANOS) >> random.below(12)), Fault::Index));
+                }
+            }
             // Latest first: they are taken from the end.
             faults.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
             core.faults = faults;
@@ -182,6 +191,7 @@ impl World {
                 self.room_at = Some(now + time);
             }
             Fault::SlowHousekeeping(slowest) => broker.housekeeping.slowest = slowest,
+            Fault::Index => self.harm_index(index),
             Fault::Spoil(spoiling) => self.spoil(index, spoiling),
         }
     }
@@ -189,6 +199,18 @@ impl World {
     pub(super) fn make_room(&mut self) {
         self.disk.set_space_left(None);
         self.room_at = None;
+    }
+
+    /// Harms an index, if there is any.
+    pub(super) fn harm_index(&mut self, index: usize) {
+        let harm = [Harm::FlippedBit, Harm::FlippedBit, Harm::Truncated, Harm::Removed];
+        let harm = harm[self.random.below(4) as usize];
+        let core = &mut self.cores[index];
+        let is_done = core.watch.borrow_mut().indexes.harm(harm, &mut self.random);
+        core.trouble.index_harmed |= is_done;
+        if is_done {
+            self.say(index, || format!("index: {harm:?}"));
+        }
     }
 
     /// Spoils what was written long ago, so that what was written since proves that it was durable.
