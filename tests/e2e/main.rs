@@ -13,6 +13,7 @@ mod log_tool;
 mod long_polling;
 mod offsets;
 mod orderly;
+mod pop;
 mod real_input;
 mod requests;
 mod retry;

@@ -49,6 +49,7 @@ public final class Main {
         SCENARIOS.put("retry", Retrying::retry);
         SCENARIOS.put("dlq", Retrying::dlq);
         SCENARIOS.put("delay", Retrying::delay);
+        SCENARIOS.put("pop", Popping::pop);
         SCENARIOS.put("lite_pull", Pulling::lite);
         SCENARIOS.put("pull", Pulling::pull);
         SCENARIOS.put("query_offsets", Pulling::queryOffsets);
