@@ -421,7 +421,7 @@ impl Shard {
         let start = match committed {
             Some(offset) => offset.clamp(min, max),
             None if !pop.from_last || source != PopSource::Topic => min,
-            None if self.is_recent_from_zero(queue) => QueueOffset(0),
+            None if self.is_recent_from_zero(queue, min) => QueueOffset(0),
             None => QueueOffset(max.0.saturating_sub(1)).max(min),
         };
         let (messages, gone) = (Vec::new(), Vec::new());

@@ -144,11 +144,15 @@ impl Shard {
         let committed = self.offsets.get(&asked.consumer_group, &asked.topic, asked.queue_id);
         let reset = self.offsets.pending_reset(&asked.consumer_group, &asked.topic, asked.queue_id);
         reset.into_iter().for_each(|reset| reset.told = Some(request.to.connection));
-        let offset = committed.or_else(|| {
-            let may_start_at_zero = asked.set_zero_if_not_found != Some(false);
-            let queue = self.known_queue(&asked.topic, asked.queue_id)?;
-            (may_start_at_zero && self.is_recent_from_zero(queue)).then_some(QueueOffset(0))
-        });
+        let may_start_at_zero = committed.is_none() && asked.set_zero_if_not_found != Some(false);
+        let queue = self.known_queue(&asked.topic, asked.queue_id).filter(|_| may_start_at_zero);
+        let offset = match queue {
+            Some(queue) => {
+                let (min, _) = self.bounds(queue)?;
+                self.is_recent_from_zero(queue, min).then_some(QueueOffset(0))
+            }
+            None => committed,
+        };
         let offset = offset.ok_or_else(|| {
             let remark = "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first";
             Refusal::new(ResponseCode::QUERY_NOT_FOUND, remark)
@@ -157,10 +161,11 @@ impl Shard {
         Ok(())
     }
 
-    /// True if the queue's first message is there and still counts as "in memory".
-    pub(super) fn is_recent_from_zero(&self, queue: QueueIx) -> bool {
+    /// True if the first message of the queue, which begins at `min` now, is there and still counts as "in memory".
+    pub(super) fn is_recent_from_zero(&self, queue: QueueIx, min: QueueOffset) -> bool {
         let first = self.index.sealed_queue(queue);
-        self.queues[queue.0 as usize].visible > QueueOffset(0)
+        min == QueueOffset(0)
+            && self.queues[queue.0 as usize].visible > QueueOffset(0)
             && first.is_some_and(|(queue, offset)| {
                 let is_there = offset == QueueOffset(0) && queue.born >= self.log_start();
                 is_there && queue.born.0 + RECENT_BYTES >= self.log.durable().0

@@ -5,6 +5,7 @@ mod bad_input;
 mod consuming;
 mod disk_trouble;
 mod filters;
+mod first_offset;
 mod groups;
 mod house_rules;
 mod idle;
