@@ -186,3 +186,90 @@ fn files_are_short() {
     }
     assert!(too_long.is_empty(), "more than {FILE_LINES_MAX} lines without tests: {too_long:?}");
 }
+
+/// What docs/compatibility.md has a row for, by how the row begins.
+const BEHAVIOURS: [&str; 29] = [
+    "heartbeat",
+    "notify",
+    "rebalance on join",
+    "rebalance on crash",
+    "server-side assignment",
+    "group settings",
+    "connection and running info",
+    "clustering",
+    "broadcasting",
+    "concurrent",
+    "orderly consumption",
+    "consume from first, last, timestamp",
+    "long polling",
+    "tag filter",
+    "SQL92",
+    "queue locks",
+    "order topics",
+    "retry and back-off",
+    "dead letters",
+    "orderly retry",
+    "offset reset, live",
+    "offset reset, offline",
+    "skip",
+    "clone",
+    "lag",
+    "delete a group",
+    "POP: pop, ack",
+    "POP survives kill -9",
+    "flow control",
+];
+
+#[test]
+fn the_table_of_compatibility_names_tests_that_exist() {
+    let file = |path: &str| read(&workspace().join(path));
+    let java = file("tests/interop/java/src/main/java/ringmq/interop/Main.java");
+    let go = file("tests/interop/go/main.go");
+    let node = file("tests/interop/node/interop.js");
+    let crash = file("tests/src/bin/crash.rs");
+    // A scenario that is only waited for is no evidence.
+    let has_line = |text: &str, start: &str| {
+        text.lines().any(|line| line.trim_start().starts_with(start) && !line.contains("pending:"))
+    };
+    let exists = |name: &str| match name.split_once(':') {
+        Some(("java", scenario)) => java.contains(&format!("SCENARIOS.put(\"{scenario}\"")),
+        Some(("go", scenario)) => has_line(&go, &format!("{{name: \"{scenario}\",")),
+        Some(("node", scenario)) => has_line(&node, &format!("{scenario}: {{ run:")),
+        _ => match (name.split_once("::"), name.strip_prefix("crash ")) {
+            (Some((path, test)), _) => {
+                let (path, test) = (workspace().join(path), format!("fn {test}("));
+                path.is_file() && read(&path).lines().any(|line| line.contains(&test) && !line.contains("//"))
+            }
+            (None, Some(mode)) => {
+                let mode = mode.split(' ').next().unwrap_or_default();
+                crash.to_lowercase().lines().any(|line| {
+                    let variant = line.trim_start();
+                    variant.starts_with(&format!("{mode}(")) || variant.starts_with(&format!("{mode} {{"))
+                })
+            }
+            (None, None) => false,
+        },
+    };
+    let table = file("docs/compatibility.md");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.matches('|').count() == 8)
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let mut named = 0;
+    for row in rows.iter().skip(1) {
+        for cell in &row[1..] {
+            let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+            let has_reason = cell.strip_prefix('—').is_some_and(|why| !why.trim().is_empty());
+            assert!(has_reason == names.is_empty(), "{}: neither a test nor a reason: {cell:?}", row[0]);
+            for name in names {
+                assert!(exists(name), "{}: there is no test {name}", row[0]);
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 60, "the table names only {named} tests: it is not read right");
+    for behaviour in BEHAVIOURS {
+        assert!(rows.iter().any(|row| row[0].starts_with(behaviour)), "no row for {behaviour}");
+    }
+}

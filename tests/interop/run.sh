@@ -11,6 +11,7 @@ usage: run.sh NAMESRV_ADDR [Java client versions…] [options]
   --brokers N              fail unless the route that Java clients see names N brokers (shards)
   --phase before|after     only the two halves of the offsets scenario; restart the broker between them
   --run-id ID              run id; `after` needs that of `before` and finds it by itself in the same clone
+  --restart COMMAND        kills the broker and returns when it is back: for the scenario that wants this
   --reference              the broker is Apache's: leave out what RingMQ promises beyond it
 Java client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
 failed; 2: wrong arguments.
@@ -21,12 +22,12 @@ fail_usage() { echo "$1" >&2; usage >&2; exit 2; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 java_dir=$here/java go_dir=$here/go node_dir=$here/node
-versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv=""
+versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv="" restart=""
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit 0 ;;
         --reference) reference=true ;;
-        --clients | --only | --codec | --brokers | --phase | --run-id)
+        --clients | --only | --codec | --brokers | --phase | --run-id | --restart)
             [ $# -ge 2 ] || fail_usage "$1 needs a value"
             case $1 in
                 --clients) clients=${2//,/ } ;;
@@ -42,6 +43,7 @@ while [ $# -gt 0 ]; do
                 --phase)
                     case $2 in before | after) phase=$2 ;; *) fail_usage "no phase $2" ;; esac ;;
                 --run-id) run_id=$2 ;;
+                --restart) restart=$2 ;;
             esac
             shift ;;
         -*) fail_usage "no option $1" ;;
@@ -141,30 +143,58 @@ passed=0 failed=0 broken=0 skipped=0
 
 # Runs a suite: how it is called here, then its command.
 suite() {
-    local name=$1 out=$output/out
+    local name=$1 out
+    out=$(mktemp -p "$output")
     shift
     echo "== $name"
     "$@" 2>"$out.err" | tee "$out"
+    count "$name" "$out"
+}
+
+# Adds what a suite printed to what is known.
+count() {
     # The count line is the last one; without it the process died.
-    if [[ $(tail -n 1 "$out") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
+    if [[ $(tail -n 1 "$2") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
         passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
     else
         broken=$((broken + 1))
-        echo "FAIL $name: ended without its count"
-        head -c 2000 "$out.err"
+        echo "FAIL $1: ended without its count"
+        head -c 2000 "$2.err"
     fi
 }
 
+java_options() {
+    options=("-Drocketmq.serialize.type=$2" "-Dinterop.dir=$java_dir/target/$1/run-$2" "-Dinterop.reference=$reference")
+    [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
+    [ -z "$restart" ] || options+=("-Dinterop.restart=$restart")
+}
+
+# The client, its header codec, and the scenarios.
+java_suite() {
+    local options
+    java_options "$1" "$2"
+    java -Xmx512m "${options[@]}" -cp "$java_dir/target/$1/interop.jar:$java_dir/target/$1/lib/*" \
+        ringmq.interop.Main "$namesrv" "$3" "$run_id-${1//./}-${2:0:1}"
+}
+
+# The versions side by side, as most of the time they wait; each with one codec after the other. Printed as one after the other.
 run_java() {
     local version codec
-    for version in "${versions[@]}"; do
-        for codec in $codecs; do
-            local options=("-Drocketmq.serialize.type=$codec" "-Dinterop.dir=$java_dir/target/$version/run" "-Dinterop.reference=$reference")
-            [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
-            suite "client $version, codec $codec" \
-                java -Xmx512m "${options[@]}" -cp "$java_dir/target/$version/interop.jar:$java_dir/target/$version/lib/*" \
-                ringmq.interop.Main "$namesrv" "$only" "$run_id-${version//./}-${codec:0:1}"
+    for codec in $codecs; do
+        for version in "${versions[@]}"; do
+            java_suite "$version" "$codec" "$only" >"$output/$version" 2>"$output/$version.err" &
         done
+        wait
+        for version in "${versions[@]}"; do
+            echo "== client $version, codec $codec"
+            cat "$output/$version"
+            count "client $version, codec $codec" "$output/$version"
+        done
+    done
+    # Alone, as it takes the broker away from all others.
+    [ -n "$restart" ] && [ "$only" = all ] || return 0
+    for version in "${versions[@]}"; do
+        suite "client $version, under a restart" java_suite "$version" JSON orderly_restart
     done
 }
 

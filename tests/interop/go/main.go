@@ -43,7 +43,7 @@ var scenarios = []scenario{
 	{name: "bodies", run: bodies},
 	{name: "push_concurrent", run: pushConcurrent},
 	{name: "push_tags", run: pushTags},
-	{name: "push_sql", run: pushSQL, pending: "SQL92 filters"},
+	{name: "push_sql", run: pushSQL},
 	{name: "push_orderly", run: pushOrderly},
 	{name: "push_broadcast", run: pushBroadcast},
 	{name: "pull", run: pull},

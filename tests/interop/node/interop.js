@@ -415,7 +415,7 @@ const SCENARIOS = {
   bodies: { run: bodies },
   push_concurrent: { run: pushConcurrent },
   push_tags: { run: pushTags },
-  push_sql: { run: pushSql, pending: 'SQL92 filters' },
+  push_sql: { run: pushSql },
   push_broadcast: { run: pushBroadcast },
   retry: { run: retry },
   delay: { run: delay },

@@ -26,8 +26,8 @@ public final class Main {
 
     private static final int WATCHDOG_SECONDS = 120;
     private static final Map<String, Scenario> SCENARIOS = new LinkedHashMap<>();
-    /** These run only when named: they are two halves with a restart of the broker between them. */
-    private static final List<String> PHASES = List.of("offsets_save", "offsets_check");
+    /** These run only when named: they go with a restart of the broker, or are the process that a scenario kills. */
+    private static final List<String> PHASES = List.of("offsets_save", "offsets_check", "orderly_restart", "orderly_victim");
 
     static {
         SCENARIOS.put("codec", Producing::codec);
@@ -50,6 +50,12 @@ public final class Main {
         SCENARIOS.put("dlq", Retrying::dlq);
         SCENARIOS.put("delay", Retrying::delay);
         SCENARIOS.put("pop", Popping::pop);
+        SCENARIOS.put("consume_from", Consuming::consumeFrom);
+        SCENARIOS.put("long_poll", Consuming::longPoll);
+        SCENARIOS.put("flow_control", Consuming::flowControl);
+        SCENARIOS.put("orderly_suspend", Consuming::orderlySuspend);
+        SCENARIOS.put("orderly_crash", Consuming::orderlyCrash);
+        SCENARIOS.put("orderly_restart", Consuming::orderlyRestart);
         SCENARIOS.put("lite_pull", Pulling::lite);
         SCENARIOS.put("pull", Pulling::pull);
         SCENARIOS.put("query_offsets", Pulling::queryOffsets);
@@ -61,6 +67,7 @@ public final class Main {
         SCENARIOS.put("group_settings", Groups::settings);
         SCENARIOS.put("offsets_save", Offsets::save);
         SCENARIOS.put("offsets_check", Offsets::check);
+        SCENARIOS.put("orderly_victim", Consuming::orderlyVictim);
     }
 
     private Main() {

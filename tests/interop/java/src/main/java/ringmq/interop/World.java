@@ -186,10 +186,14 @@ final class World implements AutoCloseable {
 
     DefaultMQPullConsumer pull(String group) throws Exception {
         DefaultMQPullConsumer consumer = new DefaultMQPullConsumer(group);
+        start(consumer);
+        return consumer;
+    }
+
+    void start(DefaultMQPullConsumer consumer) throws Exception {
         configure(consumer);
         consumer.start();
         closers.push(consumer::shutdown);
-        return consumer;
     }
 
     /**
