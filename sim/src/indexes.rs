@@ -152,7 +152,8 @@ impl IndexLedger {
     }
 
     /// A broker starts: the segments whose harmed index it has to write anew, and say so.
-    pub(crate) fn owed_at_start(&self) -> Vec<SegmentBase> {
+    pub(crate) fn owed_at_start(&mut self) -> Vec<SegmentBase> {
+        self.forget_undone();
         let mut store = self.store.clone();
         let indexes: BTreeMap<_, _> = store.indexes().expect("the disk is there").into_iter().collect();
         let segments = store.segments().expect("the disk is there");

@@ -315,7 +315,7 @@ impl World {
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
         let core = &mut self.cores[index];
-        let owed = core.watch.borrow().indexes.owed_at_start();
+        let owed = core.watch.borrow_mut().indexes.owed_at_start();
         let mut boot = || Shard::boot(config.clone(), log.clone(), &mut store, wall_ms, &mut |_| {});
         let mut booted = boot();
         let is_first_try = booted.is_ok();

@@ -392,15 +392,19 @@ impl<R: Ring> Driver<R> {
             }
         }
         let mut reads = std::mem::take(&mut self.effects.reads);
-        for read in reads.drain(..) {
-            match self.files.get(&mut self.ring, read.file, read.segment) {
-                Ok(file) => {
-                    self.files.on_submitted();
-                    let op = Op::Read { file, offset: read.offset, len: read.len };
-                    self.ring.submit(tag(Kind::Read, read.id), op);
+        // A file that cannot be opened is answered at once, and what is asked again then is not to be lost.
+        while !reads.is_empty() {
+            for read in reads.drain(..) {
+                match self.files.get(&mut self.ring, read.file, read.segment) {
+                    Ok(file) => {
+                        self.files.on_submitted();
+                        let op = Op::Read { file, offset: read.offset, len: read.len };
+                        self.ring.submit(tag(Kind::Read, read.id), op);
+                    }
+                    Err(reason) => self.shard.on_read(read.id, Err(reason), &mut self.effects),
                 }
-                Err(reason) => self.shard.on_read(read.id, Err(reason), &mut self.effects),
             }
+            std::mem::swap(&mut reads, &mut self.effects.reads);
         }
         self.effects.reads = reads;
         self.send_replies(now);
