@@ -248,9 +248,11 @@ impl Shard {
         self.lookups.rebuilding.remove(&segment);
         let reads = self.lookups.in_flight.values_mut().filter(|read| read.page.segment == segment);
         reads.for_each(|read| read.is_stale = true);
+        if self.sealed.headers().all(|header| header.base != segment) {
+            return; // released meanwhile
+        }
         match result {
-            Ok(header) if self.sealed.headers().any(|old| old.base == segment) => self.sealed.replace(header),
-            Ok(_) => {} // released meanwhile
+            Ok(header) => self.sealed.replace(header),
             Err(reason) => fx.log_error(format!(
                 "{}: the index of segment {segment} cannot be written anew: {reason}; its messages cannot be read until that is mended",
                 self.config.broker_name

@@ -142,6 +142,8 @@ pub enum RecoverError {
          nothing was changed"
     )]
     Read { segment: SegmentBase, offset: u64, source: io::Error },
+    #[error("segment {0} is not there")]
+    Missing(SegmentBase),
     #[error("segment {segment} cannot be synced: {source}")]
     Sync { segment: SegmentBase, source: io::Error },
     #[error("the index of segment {segment} cannot be written: {source}; the log itself was not touched")]
@@ -182,6 +184,9 @@ pub fn scan_segment<S: SegmentStore>(
 ) -> Result<(Recovered, RecoveryReport), RecoverError> {
     let mut segments = list_segments(store, config)?;
     segments.retain(|(segment, _)| *segment == base);
+    if segments.is_empty() {
+        return Err(RecoverError::Missing(base));
+    }
     let mut walk = Walk::new(store, config, &segments, None);
     walk.is_whole_log = false;
     walk.run(visitor)?;

@@ -414,3 +414,11 @@ mod fixture {
         std::fs::write(dir.join("log-format-1.txt"), read(&bytes)).unwrap();
     }
 }
+
+#[test]
+fn no_index_is_made_of_a_segment_that_is_gone() {
+    let mut quick = filled(5, 200);
+    let gone = SegmentBase(9 * small_config().segment_bytes);
+    let made = crate::rebuild_index(&mut quick.disk, &small_config(), gone, ChainPoint::default());
+    assert!(matches!(made, Err(RecoverError::Missing(segment)) if segment == gone), "{made:?}");
+}

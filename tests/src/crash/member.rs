@@ -2,9 +2,11 @@
 //!
 //! It tells of itself on standard output, a line an event, each written before the next thing happens:
 //!
-//!     own SHARD_PORT/QUEUE,…          the queues it has now
-//!     begin NANOS PORT QUEUE OFFSET   a handler was given a message
-//!     end NANOS PORT QUEUE OFFSET     and came to its end
+//! ```text
+//! own SHARD_PORT/QUEUE,…          the queues it has now
+//! begin NANOS PORT QUEUE OFFSET   a handler was given a message
+//! end NANOS PORT QUEUE OFFSET     and came to its end
+//! ```
 //!
 //! It leaves in order when its standard input ends, as it does when whoever started it is gone.
 
