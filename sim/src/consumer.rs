@@ -269,6 +269,11 @@ impl Consumer {
                 _ if answer.code == ResponseCode::QUERY_NOT_FOUND.0 => {
                     ctx.checker.offset_found(key, since, None);
                 }
+                // For a group that has none the beginning of the queue is looked up, which may need an index.
+                _ if ctx.may_refuse_read(answer)
+                    && (since.is_none()
+                        || ctx.checker.has_rot()
+                        || ctx.checker.is_forsaken(key.queue.topic)) => {}
                 _ => ctx.unexpected("query of an offset", answer),
             },
             Asked::LookUp(look_up) => look_up.on_answer(answer, ctx),

@@ -4,7 +4,7 @@
 //! X2  What is reported was harmed here, or read wrongly.
 //! X3  An index that was reported is written anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
@@ -56,6 +56,25 @@ struct Harmed {
     read_at: Option<u64>,
 }
 
+/// The indexes as a broker that starts finds them.
+pub(crate) struct Owed {
+    /// Their header, or their length, is wrong.
+    wrong: Vec<SegmentBase>,
+    /// They were removed, but not their segments.
+    gone: Vec<SegmentBase>,
+    whole: Vec<SegmentBase>,
+}
+
+impl Owed {
+    /// The segments of whose index the broker had to say something and did not, if it said so of those in `told`.
+    pub(crate) fn unsaid(&self, told: &BTreeSet<SegmentBase>) -> Vec<SegmentBase> {
+        // Behind the newest index that could be read, one that is gone cannot be told from one that was never there.
+        let newest = self.whole.iter().rev().find(|segment| !told.contains(segment));
+        let gone = self.gone.iter().filter(|segment| Some(*segment) < newest);
+        self.wrong.iter().chain(gone).filter(|segment| !told.contains(segment)).copied().collect()
+    }
+}
+
 pub(crate) struct IndexLedger {
     store: SimStore,
     harmed: BTreeMap<SegmentBase, Harmed>,
@@ -78,14 +97,12 @@ impl IndexLedger {
         self.file(segment).ok().map(|bytes| crc32c::crc32c(&bytes))
     }
 
-    /// Harms an index, if there is one that is not harmed yet. True if there was.
-    pub(crate) fn harm(&mut self, harm: Harm, random: &mut Random) -> bool {
+    /// Harms an index, if there is one that is not harmed yet: its segment, and the pages that are not right any more.
+    pub(crate) fn harm(&mut self, harm: Harm, random: &mut Random) -> Option<(SegmentBase, Range<u64>)> {
         self.forget_undone();
         let indexes = self.store.indexes().expect("the disk is there");
         let sound: Vec<_> = indexes.into_iter().filter(|(base, _)| !self.harmed.contains_key(base)).collect();
-        let Some((segment, len)) = sound.get(random.below(sound.len() as u64) as usize).copied() else {
-            return false;
-        };
+        let (segment, len) = sound.get(random.below(sound.len() as u64) as usize).copied()?;
         let path = index_path(&self.store.directory, segment);
         let (disk, count) = (&self.store.disk, len / PAGE_BYTES);
         let pages = match harm {
@@ -107,9 +124,12 @@ impl IndexLedger {
         disk.sync_dir(&self.store.directory);
         let _ = disk.sync_file(&path);
         let left_as = self.checksum(segment);
-        self.harmed.insert(segment, Harmed { left_as, harm, pages, is_reported: false, read_at: None });
+        self.harmed.insert(
+            segment,
+            Harmed { left_as, harm, pages: pages.clone(), is_reported: false, read_at: None },
+        );
         self.count.injected += 1;
-        true
+        Some((segment, pages))
     }
 
     /// Whether any index is as it was left.
@@ -151,8 +171,8 @@ impl IndexLedger {
         })
     }
 
-    /// A broker starts: the segments whose harmed index it has to write anew, and say so.
-    pub(crate) fn owed_at_start(&mut self) -> Vec<SegmentBase> {
+    /// A broker starts: what it must not keep to itself.
+    pub(crate) fn owed_at_start(&mut self) -> Owed {
         self.forget_undone();
         let mut store = self.store.clone();
         let indexes: BTreeMap<_, _> = store.indexes().expect("the disk is there").into_iter().collect();
@@ -163,10 +183,10 @@ impl IndexLedger {
                 .get(segment)
                 .is_none_or(|harmed| harmed.harm == Harm::FlippedBit && harmed.pages.start > 0)
         };
-        let newest = indexes.keys().rev().find(|segment| is_whole(segment)).copied();
         let is_there = |segment: &SegmentBase| segments.iter().any(|(base, _)| base == segment);
-        let wrong = self.harmed.keys().filter(|segment| !is_whole(segment) && is_there(segment));
-        wrong.filter(|segment| Some(**segment) < newest).copied().collect()
+        let wrong = self.harmed.keys().filter(|segment| !is_whole(segment) && is_there(segment)).copied();
+        let (wrong, gone) = wrong.partition(|segment| indexes.contains_key(segment));
+        Owed { wrong, gone, whole: indexes.into_keys().filter(is_whole).collect() }
     }
 
     /// What is not as it was left was written again, or is gone with its segment.

@@ -53,8 +53,7 @@ impl LookUp {
         match kind {
             0 => Some(LookUp::MaxOffset { queue, at_least: ctx.checker.known_end(queue) }),
             1 => Some(LookUp::MinOffset { queue, at_least: ctx.checker.first_at_least(queue) }),
-            // Times of messages that are visible before their block is sealed are not known to look-ups: in async mode they count as old.
-            2 if !ctx.checker.is_async() => {
+            2 => {
                 let (ms, seen_end) = ctx.checker.any_time(queue, ctx.random.next_u64())?;
                 let ms = ms + ctx.random.below(3) as i64 - 1;
                 let boundary = if ctx.random.chance(50) { BoundaryType::Lower } else { BoundaryType::Upper };

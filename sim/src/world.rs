@@ -309,13 +309,13 @@ impl World {
         // An index goes before its segment, and a page that cannot be read is as good as none.
         let mut is_excused = self.checker.begins_at(position_in(number, start));
         self.coverage.interrupted += u64::from(is_excused);
+        // Before a look-up is made to fail, which is meant for the broker.
+        let owed = self.cores[index].watch.borrow_mut().indexes.owed_at_start();
         if self.random.chance(10) {
             is_excused = true;
             self.count_fault("EIO while the log is recovered");
             self.disk.fail_lookup(Some(self.random.below(4)));
         }
-        let core = &mut self.cores[index];
-        let owed = core.watch.borrow_mut().indexes.owed_at_start();
         let mut boot = || Shard::boot(config.clone(), log.clone(), &mut store, wall_ms, &mut |_| {});
         let mut booted = boot();
         let is_first_try = booted.is_ok();
@@ -352,9 +352,9 @@ impl World {
             self.coverage.lost_at_end += self.checker.cut(end, from);
         }
         core.watch.borrow_mut().ledger.on_boot(start..report.end.0);
-        let written: BTreeSet<SegmentBase> =
+        let said: BTreeSet<SegmentBase> =
             boot.notes.iter().filter_map(|note| index_in(note)).map(SegmentBase).collect();
-        for segment in &written {
+        for segment in &said {
             let told = core.watch.borrow_mut().indexes.reported(*segment);
             if let Err(text) = told
                 && !is_excused
@@ -363,7 +363,7 @@ impl World {
                 self.checker.report(Anomaly::FalseAlarm, text);
             }
         }
-        for segment in owed.iter().filter(|segment| is_first_try && !written.contains(segment)) {
+        for segment in owed.unsaid(&said).into_iter().filter(|_| is_first_try) {
             let text = format!("the index of segment {segment} was harmed, and the start did not say so");
             self.checker.report(Anomaly::Unreported, text);
         }

@@ -117,7 +117,10 @@ impl Shard {
         let Some((sealed_queue, _)) = self.index.sealed_queue(queue) else { return Ok(None) };
         Ok(match self.sealed.first_at_time(sealed_queue, time, only_later)? {
             Some(offset) => Some(offset),
-            None => self.index.first_at_time(queue, until, time, only_later, self.log.blocks()),
+            None => {
+                let store_time = |position| self.log.store_timestamp(position);
+                self.index.first_at_time(queue, until, time, only_later, store_time)
+            }
         })
     }
 
@@ -135,7 +138,7 @@ impl Shard {
             return Ok((*offset < until).then_some(sealed.store_timestamp));
         }
         let entry = self.index.entries(queue, from, until).next();
-        Ok(entry.and_then(|(_, entry)| self.log.blocks().store_timestamp(entry.position)))
+        Ok(entry.and_then(|(_, entry)| self.log.store_timestamp(entry.position)))
     }
 
     /// QUERY_CONSUMER_OFFSET (14), with RocketMQ's rule for a group that never consumed the queue.

@@ -203,6 +203,9 @@ fn prepare_indexes<S: SegmentStore>(
         all_damaged.extend(damaged);
         headers.insert(at, header);
     }
+    for (base, problem) in found.refused {
+        notes.push(format!("the index of segment {base} cannot be used: {problem}"));
+    }
     for header in found.lost {
         let (base, messages) = (header.base, header.messages);
         // A segment that retention deleted is older than all others, and its index goes before it.

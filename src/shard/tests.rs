@@ -21,8 +21,8 @@ use ringmq_protocol::request::{
     CreateTopicRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
     SendMessageRequest, SendMessageResponse, UpdateConsumerOffsetRequest, pull_flag,
 };
-use ringmq_protocol::types::{Opaque, QueueId, QueueOffset};
-use ringmq_storage::{LogConfig, LogWrite, MemoryStore};
+use ringmq_protocol::types::{Opaque, QueueId, QueueOffset, StoreTimestamp};
+use ringmq_storage::{Boundary, LogConfig, LogWrite, MemoryStore};
 
 const SEGMENT_BYTES: u64 = 16 << 20;
 const CONNECTION: ConnectionId = ConnectionId(7);
@@ -35,6 +35,8 @@ struct Fixture {
     now: Time,
     opaque: i32,
     answers: Vec<RemotingCommand>,
+    /// What the start said about indexes.
+    notes: Vec<String>,
 }
 
 impl Fixture {
@@ -67,8 +69,15 @@ impl Fixture {
         let boot = Shard::boot(config, log, &mut disk, 0, &mut |_| {}).unwrap();
         assert_eq!(boot.problems, Vec::<String>::new());
         let now = Time { monotonic_ms: 1_000, wall_ms: 1_700_000_000_000 };
-        let mut fixture =
-            Fixture { shard: boot.shard, disk, fx: Effects::default(), now, opaque: 0, answers: Vec::new() };
+        let mut fixture = Fixture {
+            shard: boot.shard,
+            disk,
+            fx: Effects::default(),
+            now,
+            opaque: 0,
+            answers: Vec::new(),
+            notes: boot.notes,
+        };
         fixture.shard.begin_turn(now);
         fixture.prepare();
         fixture
@@ -274,6 +283,11 @@ fn async_sends_are_answered_and_visible_at_once() {
     assert_eq!(f.sent(send), 0);
     let pull = f.pull("T", 0, 0, "*");
     assert_eq!(f.pulled(pull).unwrap().2, [b"hello"]);
+    // The block is not sealed, but its time is known.
+    let queue = f.shard.known_queue("T", QueueId(0)).unwrap();
+    let mut at = |ms| f.shard.offset_by_time(queue, StoreTimestamp(ms), Boundary::Lower).unwrap().0;
+    let now = f.now.wall_ms;
+    assert_eq!((at(now - 1), at(now), at(now + 1)), (0, 0, 1));
 }
 
 #[test]

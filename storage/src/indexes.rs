@@ -31,6 +31,8 @@ pub struct Indexes {
     pub sealed: Vec<IndexHeader>,
     /// Segments older than the newest of `sealed` whose index is absent or cannot be used, with the reason.
     pub to_rebuild: Vec<(SegmentBase, String)>,
+    /// All other indexes that cannot be used, with the reason. Their segments are sealed again as the log is read.
+    pub refused: Vec<(SegmentBase, String)>,
     /// Indexes whose segment is gone, between segments that are there.
     pub lost: Vec<IndexHeader>,
 }
@@ -57,6 +59,7 @@ pub fn open_indexes<S: SegmentStore>(store: &mut S, config: &LogConfig) -> Resul
             indexes.to_rebuild.push((base, problem));
         }
     }
+    indexes.refused = refused.into_iter().collect();
     Ok(indexes)
 }
 

@@ -414,6 +414,14 @@ impl CommitLog {
         &self.blocks
     }
 
+    /// When the message at a position was stored; `None` outside of what is in memory. This knows the open block too.
+    pub fn store_timestamp(&self, position: PhysicalOffset) -> Option<StoreTimestamp> {
+        match &self.open {
+            Some(open) if position.0 >= open.start => Some(open.store_timestamp),
+            _ => self.blocks.store_timestamp(position),
+        }
+    }
+
     /// End of the last sealed block: where the open block, if one is open, goes on.
     pub fn sealed_end(&self) -> ChainPoint {
         ChainPoint {

@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::chunks::Chunks;
 use crate::key_table::{KeyHash, KeyTable, TopicHash};
 use crate::sealed::{ChainPoint, QueueKey, SealedQueue, SealedRun, SegmentIndex};
-use crate::segment::{BlockIndex, SegmentBase, SegmentBlocks};
+use crate::segment::{SegmentBase, SegmentBlocks};
 
 /// Number of a queue in a `QueueIndex`, dense. The number of a removed queue is not used again,
 /// so that whoever still holds it can never reach another queue.
@@ -318,17 +318,18 @@ impl QueueIndex {
     }
 
     /// The first offset in memory and below `until` of a message stored at `time` or later, or only later.
+    /// `store_time` tells when the message at a position was stored; one of which it is not known is newer than all others.
     pub fn first_at_time(
         &self,
         ix: QueueIx,
         until: QueueOffset,
         time: StoreTimestamp,
         only_later: bool,
-        blocks: &BlockIndex,
+        store_time: impl Fn(PhysicalOffset) -> Option<StoreTimestamp>,
     ) -> Option<QueueOffset> {
         let is_before = |segment: SegmentBase, entries: &Chunks<Packed>, index: u64| {
-            let stored = blocks.store_timestamp(entry_of(segment, entries, index).position);
-            stored.is_none_or(|stored| if only_later { stored <= time } else { stored < time })
+            let stored = store_time(entry_of(segment, entries, index).position);
+            stored.is_some_and(|stored| if only_later { stored <= time } else { stored < time })
         };
         self.runs(ix).find_map(|(segment, first, entries)| {
             let count = (first + entries.len() as u64).min(until.0).saturating_sub(first);

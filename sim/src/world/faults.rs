@@ -206,10 +206,10 @@ impl World {
         let harm = [Harm::FlippedBit, Harm::FlippedBit, Harm::Truncated, Harm::Removed];
         let harm = harm[self.random.below(4) as usize];
         let core = &mut self.cores[index];
-        let is_done = core.watch.borrow_mut().indexes.harm(harm, &mut self.random);
-        core.trouble.index_harmed |= is_done;
-        if is_done {
-            self.say(index, || format!("index: {harm:?}"));
+        let harmed = core.watch.borrow_mut().indexes.harm(harm, &mut self.random);
+        if let Some((segment, pages)) = harmed {
+            core.trouble.index_harmed = true;
+            self.say(index, || format!("index: {harm:?} of segment {segment}, pages {pages:?}"));
         }
     }
 

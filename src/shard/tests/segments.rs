@@ -223,6 +223,17 @@ fn deleting_all_indexes_loses_nothing() {
     assert_eq!(third.sealed(), [0, 1, 2, 3]);
     assert_eq!(third.numbers("T", 0, expected.len() as i64), expected);
     assert_eq!(third.find("T", "key7", false), [7]);
+    let said = |f: &Fixture, segment: SegmentBase, what: &str| {
+        let line = format!("the index of segment {segment} {what}: ");
+        f.notes.iter().filter(|note| note.starts_with(&line)).count()
+    };
+    assert_eq!([bases[1], bases[2]].map(|base| said(&third, base, "was written anew")), [1, 1]);
+    // The newest is sealed again as the log is read; that it was damaged is said too.
+    third.disk.indexes.get_mut(&bases[3]).unwrap()[50] ^= 4;
+    let mut fourth = third.restart();
+    assert_eq!(said(&fourth, bases[3], "cannot be used"), 1, "{:?}", fourth.notes);
+    assert_eq!(fourth.sealed(), [0, 1, 2, 3]);
+    assert_eq!(fourth.numbers("T", 0, expected.len() as i64), expected);
 }
 
 #[test]

@@ -231,6 +231,19 @@ fn store_timestamps_follow_the_clock_but_never_back() {
     assert_eq!(appended.store_timestamp, StoreTimestamp(120), "nor across a restart");
 }
 
+#[test]
+fn the_store_time_of_a_message_is_known_before_its_block_is_sealed() {
+    let mut log = log();
+    let append = |log: &mut CommitLog, now| log.append_record(1, b"x", StoreTimestamp(now)).unwrap().position;
+    let first = append(&mut log, 100);
+    assert_eq!(log.store_timestamp(first), Some(StoreTimestamp(100)));
+    assert_eq!(log.blocks().store_timestamp(first), None, "it is not sealed");
+    log.next_write().unwrap();
+    let (second, third) = (append(&mut log, 120), append(&mut log, 130));
+    let stored = |position| log.store_timestamp(position).unwrap().0;
+    assert_eq!((stored(first), stored(second), stored(third)), (100, 120, 120));
+}
+
 /// The figure to watch: what a lone durable send costs the disk for ever.
 #[test]
 fn a_lone_record_costs_its_bytes_and_a_header() {

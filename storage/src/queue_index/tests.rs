@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::segment::BlockSpan;
+use crate::segment::{BlockIndex, BlockSpan};
 
 const MIB: u64 = 1 << 20;
 
@@ -101,6 +101,11 @@ impl Log {
         entry
     }
 
+    fn first_at_time(&self, ix: QueueIx, until: u64, time: i64, only_later: bool) -> Option<QueueOffset> {
+        let store_time = |position| self.blocks.store_timestamp(position);
+        self.index.first_at_time(ix, QueueOffset(until), StoreTimestamp(time), only_later, store_time)
+    }
+
     /// The oldest frozen segment is sealed; gives where the memory begins now.
     fn seal(&mut self) -> u64 {
         if self.frozen.is_empty() {
@@ -153,6 +158,25 @@ fn a_frozen_segment_knows_the_queues_that_were_idle() {
         frozen.runs.iter().map(|run| (run.queue, run.first.0, run.entries.len())).collect();
     assert_eq!(runs, [(key(1), 1, 1), (key(1), 5, 1)]);
     assert_eq!(log.index.entries(queues[1], QueueOffset(0), QueueOffset(9)).count(), 3);
+}
+
+#[test]
+fn messages_whose_block_is_not_sealed_are_newer_than_all_others() {
+    let mut log = Log::new();
+    let ix = log.index.queue("A", QueueId(0));
+    for offset in 0..3 {
+        log.push(ix, offset, 0, 10 * offset as i64);
+    }
+    // No block is known for these two.
+    for offset in 3..5 {
+        log.index.push_at(ix, QueueOffset(offset), entry(log.position + 48 + 100 * (offset - 3))).unwrap();
+    }
+    let found =
+        |until, time, only_later| log.first_at_time(ix, until, time, only_later).map(|offset| offset.0);
+    assert_eq!(found(5, 5, false), Some(1));
+    assert_eq!((found(5, 20, false), found(5, 20, true)), (Some(2), Some(3)));
+    assert_eq!((found(5, 21, false), found(5, i64::MAX, true)), (Some(3), Some(3)));
+    assert_eq!(found(3, 21, false), None, "they are not to be seen yet");
 }
 
 /// Entries with their store times, by offset.
@@ -209,7 +233,7 @@ proptest! {
             for until in [*next, from.min(*next)] {
                 for only_later in [false, true] {
                     let is_before = |stored: i64| if only_later { stored <= time } else { stored < time };
-                    let found = log.index.first_at_time(ix, QueueOffset(until), StoreTimestamp(time), only_later, &log.blocks);
+                    let found = log.first_at_time(ix, until, time, only_later);
                     let expected = entries.range(..until).find(|(_, (_, stored))| !is_before(*stored));
                     prop_assert_eq!(found.map(|offset| offset.0), expected.map(|(offset, _)| *offset));
                 }
