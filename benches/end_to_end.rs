@@ -7,7 +7,7 @@
 //!   delivery   native client, one message in flight: the time from before `send` until the push consumer's handler runs
 //!   send       the same, until `send` returns
 //!   disk       a write of one 4 KiB sector with O_DIRECT and O_DSYNC into a zeroed file beside the broker's
-//!   socket     a bare round trip of a message of the same size between two threads on loopback
+//!   socket     a bare round trip of a message of the same size between two threads on loopback, on the broker's core and on ours
 //!
 //! The consumer cannot see a message before it is on disk, and the message crosses a socket on its way in and on its way out: a
 //! delivery costs at least one disk write and the two halves of a round trip. With `--namesrv` a broker that runs already is
@@ -16,6 +16,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::num::NonZero;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ringmq_client::{Client, ConsumeFrom, ConsumeResult, Message, Producer};
 use ringmq_tests::{Broker, Options, TempDir};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -81,6 +83,9 @@ async fn measure(arguments: Arguments) {
     });
     let namesrv =
         broker.as_ref().map(Broker::name_server).or(arguments.namesrv).expect("one of the two is there");
+    // The broker's shard is pinned to the first core. Two threads of one core wake each other in a tenth of the time.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    pin_to(cores - 1);
     let client = Client::new(&namesrv).await.expect("a client");
     let producer = client.producer("end-to-end-p").build().expect("a producer");
     producer.send(Message::new("EndToEnd", "first")).await.expect("the topic is made by its first message");
@@ -181,6 +186,7 @@ fn echo() -> TcpStream {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     thread::spawn(move || {
+        pin_to(0);
         let (mut peer, _) = listener.accept().expect("one connection");
         peer.set_nodelay(true).expect("a socket");
         let mut buffer = [0; MESSAGE_BYTES];
@@ -189,6 +195,13 @@ fn echo() -> TcpStream {
     let socket = TcpStream::connect(address).expect("it listens");
     socket.set_nodelay(true).expect("a socket");
     socket
+}
+
+/// Keeps this thread on a core.
+fn pin_to(core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    sched_setaffinity(None, &cores).expect("the core is ours");
 }
 
 fn cross(socket: &mut TcpStream) -> Duration {
