@@ -446,9 +446,13 @@ impl Housekeeping {
         let segment_bytes = self.log.segment_bytes;
         let oldest = segment_path(&self.store.directory, SegmentBase(0));
         let disk = &self.store.disk;
-        if let Some(spare) = self.spares().first() {
-            disk.rename(spare, path)?;
-            return Ok(true);
+        for spare in self.spares() {
+            // As in storage: a disk that was full while the spare was made has left less than a segment.
+            if disk.len(&spare)? == segment_bytes {
+                disk.rename(&spare, path)?;
+                return Ok(true);
+            }
+            disk.remove(&spare)?;
         }
         if !disk.exists(&oldest) || self.random.below(2) == 0 {
             return Ok(false);
