@@ -1,13 +1,15 @@
 //! From the text of an SQL92 filter to its program: the grammar, and what is wrong before any message is seen.
 //!
-//!     or          := and ( OR and )*
-//!     and         := equality ( AND equality )*
-//!     equality    := comparison ( "=" comparison | "<>" comparison | IS [NOT] NULL )*
-//!     comparison  := unary ( ("<" | "<=" | ">" | ">=") unary
-//!                          | [NOT] ( CONTAINS | STARTSWITH | ENDSWITH ) string
-//!                          | [NOT] BETWEEN unary AND unary
-//!                          | [NOT] IN "(" string ( "," string )* ")" )*
-//!     unary       := ( "+" | "-" | NOT ) unary | string | number | TRUE | FALSE | NULL | property | "(" or ")"
+//! ```text
+//! or          := and ( OR and )*
+//! and         := equality ( AND equality )*
+//! equality    := comparison ( "=" comparison | "<>" comparison | IS [NOT] NULL )*
+//! comparison  := unary ( ("<" | "<=" | ">" | ">=") unary
+//!                      | [NOT] ( CONTAINS | STARTSWITH | ENDSWITH ) string
+//!                      | [NOT] BETWEEN unary AND unary
+//!                      | [NOT] IN "(" string ( "," string )* ")" )*
+//! unary       := ( "+" | "-" | NOT ) unary | string | number | TRUE | FALSE | NULL | property | "(" or ")"
+//! ```
 //!
 //! Keywords are keywords in any case, names of properties are what they are. Unlike RocketMQ's parser, which ignores
 //! whatever follows an expression, this one wants the text to end there: `a = 'x' ANDb = 'y'` is a mistake.
