@@ -14,6 +14,7 @@ mod log_tool;
 mod long_polling;
 mod offsets;
 mod orderly;
+mod perf_tool;
 mod pop;
 mod real_input;
 mod requests;

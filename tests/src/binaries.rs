@@ -25,7 +25,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// The programs that tests run, and their crates.
-const PROGRAMS: [&str; 3] = ["ringmq-broker", "ringmq-namesrv", "ringmq"];
+const PROGRAMS: [&str; 4] = ["ringmq-broker", "ringmq-namesrv", "ringmq", "ringmq-perf"];
 const CRATES: [&str; 2] = ["ringmq", "ringmq-tools"];
 
 /// One of the programs above, built like the running one. The first call builds them all.

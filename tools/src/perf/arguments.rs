@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -73,6 +74,9 @@ pub(super) struct Common {
     /// Print the summary as one JSON object
     #[arg(long)]
     pub(super) json: bool,
+    /// Draw latency over time and the percentile curve, as an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(super) plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -6,9 +6,12 @@
 //!   calls       one question, one answer: routes, topics, offsets          (before the load)
 //!   spread      which connection works on which queues
 //!   produce, consume   the requests of a connection, and what their answers mean
-//!   load        threads, connections, windows, pacing; what is measured
+//!   load        threads and their shares, the clock of a run, the processes that are watched
+//!   connection  windows and pacing; what is measured
+//!   tally       counts, histograms, and how threads are added up
 //!   process     CPU and memory of the broker, from /proc
 //!   report      the live line and the summary
+//!   plot        the drawing
 //! ```
 //!
 //! P1  Frames are encoded before the load begins, one for each request that may be in flight. The opaque of a request
@@ -18,23 +21,30 @@
 //!     issued after warm-up, however late its answer.
 //! P3  A paced request's latency counts from when it was due, not from when it could be sent, so a broker that stalls
 //!     is charged for every request that the stall delayed.
-//! P4  All latencies of a run are in one histogram.
+//! P4  All latencies of a run are in one histogram; a drawing has another for each of its intervals. No percentile is made
+//!     of other percentiles.
 
 mod arguments;
 mod calls;
+mod connection;
 mod consume;
 mod load;
+mod plot;
 mod process;
 mod produce;
 mod report;
 mod spread;
+mod tally;
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 pub use arguments::Arguments;
 use arguments::Command;
 use calls::Caller;
 use load::Plan;
+use plot::{Curve, Drawing};
 use report::Report;
 
 /// Does what was asked and prints the summary. Says whether everything was answered well.
@@ -47,6 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let caller = Caller::new(common.name_servers(), common.codec());
     let processes =
         common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
+    let drawing = common.plot.as_deref().map(Output::create).transpose()?;
     let live = std::io::stderr().is_terminal();
     let (warmup, measured) = (arguments.command.warmup(), arguments.command.measured());
     let plan = Plan { common, warmup, measured, processes, live };
@@ -70,5 +81,30 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     if report.is_empty() {
         return Err("nothing was answered in the time measured".to_string());
     }
+    if let Some(drawing) = drawing {
+        let (title, subtitle) = report.headings();
+        let curve = Curve { name: arguments.command.name().to_string(), latencies: &totals.measured.latency };
+        drawing.write(&Drawing { title, subtitle, curves: vec![curve] }.to_string())?;
+    }
     Ok(report.is_clean())
+}
+
+/// A file to be written, which is made before the load: a path that cannot be written should not cost a measurement.
+struct Output<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Output<'a> {
+    fn create(path: &'a Path) -> Result<Self, String> {
+        let file = File::create(path)
+            .map_err(|error| format!("--plot {}: cannot be written: {error}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn write(mut self, text: &str) -> Result<(), String> {
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(|error| format!("--plot {}: cannot be written: {error}", self.path.display()))
+    }
 }

@@ -126,6 +126,7 @@ impl fmt::Display for ProcessSummary {
 
 impl Report {
     pub(super) fn new(mode: &'static str, common: &Common, totals: &Totals) -> Self {
+        let measured = &totals.measured;
         let seconds = totals.elapsed.as_secs_f64();
         let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let process = |used| ProcessSummary::new(used, totals.messages_watched);
@@ -135,14 +136,14 @@ impl Report {
             connections: common.connections,
             threads: common.threads,
             seconds,
-            messages: totals.messages,
-            messages_per_second: rate(totals.messages),
-            mb_per_second: rate(totals.bytes) / 1e6,
-            requests: totals.requests,
-            requests_per_second: rate(totals.requests),
+            messages: measured.messages,
+            messages_per_second: rate(measured.messages),
+            mb_per_second: rate(measured.bytes) / 1e6,
+            requests: measured.requests,
+            requests_per_second: rate(measured.requests),
             errors: totals.errors.clone(),
             first_errors: totals.words.clone(),
-            latency_us: LatencySummary::new(&totals.latency),
+            latency_us: LatencySummary::new(&measured.latency.all),
             brokers: totals.brokers.iter().map(process).collect(),
             generator: totals.generator.as_ref().map(process),
         }
@@ -156,6 +157,14 @@ impl Report {
     /// Whether nothing was measured, not even an error.
     pub(super) fn is_empty(&self) -> bool {
         self.errors.is_empty() && self.requests == 0
+    }
+
+    /// What a drawing of this run has as its heading, and below.
+    pub(super) fn headings(&self) -> (String, String) {
+        let Self { mode, topic, seconds, messages_per_second, mb_per_second, .. } = self;
+        let title = format!("{mode} {topic}: {messages_per_second:.0} msg/s, {mb_per_second:.1} MB/s");
+        let latency = self.latency_us.as_ref().map_or(String::new(), |latency| format!(": {latency}"));
+        (title, format!("{seconds:.1} s{latency}"))
     }
 
     /// To standard output.

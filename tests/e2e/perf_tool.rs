@@ -1,0 +1,101 @@
+//! `ringmq-perf` against a broker: every command counts exactly what it was asked to send and read, says so in JSON, and
+//! draws a picture that a browser can read.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use ringmq_tests::broker::run_to_its_end;
+use ringmq_tests::{Broker, TempDir, binaries};
+use serde_json::Value;
+
+/// The command, told where the broker's name server is.
+fn perf(broker: &Broker, line: &str) -> Command {
+    let mut command = Command::new(binaries::binary("ringmq-perf"));
+    command.args(line.split_whitespace()).arg("--namesrv").arg(broker.name_server());
+    command
+}
+
+/// Runs it to its end with `--json` and `--plot`, and gives the summary.
+fn measure(broker: &Broker, line: &str) -> Value {
+    let temp = TempDir::new("perf");
+    let plot = temp.path().join("plot.svg");
+    let pid = broker.pid().to_string();
+    let mut command = perf(broker, line);
+    command.args(["--json", "--broker-pid", &pid, "--plot"]).arg(&plot);
+    let output = command.stdin(Stdio::null()).output().expect("ringmq-perf can be run");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {}\n{errors}\n{}", output.status, broker.errors());
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    check_numbers(&summary);
+    assert_eq!(summary["brokers"][0]["pid"], broker.pid());
+    assert!(summary["brokers"][0]["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{summary}");
+    check_svg(&fs::read_to_string(&plot).expect("the drawing"));
+    summary
+}
+
+/// Every figure of a part that says how many messages there were.
+fn check_numbers(part: &Value) {
+    assert!(part["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{part}");
+    for name in ["messages_per_second", "mb_per_second", "requests_per_second"] {
+        assert!(part[name].as_f64().is_some_and(|rate| rate > 0.0), "{name}: {part}");
+    }
+    let mut before = 0.0;
+    for name in ["p50", "p90", "p99", "p99.9", "p99.99", "max"] {
+        let us = part["latency_us"][name].as_f64().unwrap_or_else(|| panic!("{name}: {part}"));
+        assert!(us >= before, "{name}: {part}");
+        before = us;
+    }
+}
+
+fn count(part: &Value, name: &str) -> u64 {
+    part[name].as_u64().unwrap_or_else(|| panic!("{name}: {part}"))
+}
+
+/// Whether the tags of a text are properly nested, and there is a line for each kind of figure.
+fn check_svg(svg: &str) {
+    let mut open = Vec::new();
+    for tag in svg.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').unwrap_or_else(|| panic!("an open tag: {svg}"));
+        assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
+        let name = tag.split_whitespace().next().unwrap_or_default();
+        match name.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name), "{svg}"),
+            None if tag.ends_with('/') => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty() && svg.starts_with("<svg "), "{svg}");
+    assert!(svg.contains("<path ") && !svg.contains("NaN"), "{svg}");
+}
+
+#[test]
+fn produce_and_consume_count_exactly() {
+    let broker = Broker::start(1);
+    let sent = measure(&broker, "produce --topic Perf --size 100 --count 5000 --warmup 0s --in-flight 8");
+    assert_eq!((count(&sent, "messages"), count(&sent, "requests")), (5000, 5000));
+    let batches =
+        "produce --topic Perf --size 100 --batch 50 --count 5000 --warmup 0s --connections 3 --threads 2";
+    let sent = measure(&broker, batches);
+    assert_eq!((count(&sent, "messages"), count(&sent, "requests")), (5000, 100));
+    let read = measure(&broker, "consume --topic Perf --verify --connections 2 --codec json");
+    assert_eq!(count(&read, "messages"), 10_000);
+    let read = measure(&broker, "consume --topic Perf --consumers 3");
+    assert_eq!(count(&read, "messages"), 30_000);
+}
+
+#[test]
+fn latency_sends_all_that_was_due() {
+    let broker = Broker::start(1);
+    let sent = measure(&broker, "latency --topic Perf --rate 500 --seconds 1 --warmup 100ms");
+    assert_eq!(count(&sent, "messages"), 500);
+}
+
+#[test]
+fn a_drawing_that_cannot_be_written_is_refused_before_the_load() {
+    let broker = Broker::start(1);
+    let output = run_to_its_end(perf(&broker, "produce --topic Perf --plot /nowhere/plot.svg"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.lines().count() == 1, "{errors}");
+    assert!(errors.contains("--plot /nowhere/plot.svg: cannot be written"), "{errors}");
+    assert!(broker.run_cli(&["topic", "list"]).lines().all(|line| !line.contains("Perf")));
+}
