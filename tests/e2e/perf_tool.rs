@@ -84,6 +84,22 @@ fn produce_and_consume_count_exactly() {
 }
 
 #[test]
+fn topics_are_created_and_get_equally_many_messages() {
+    let broker = Broker::start(1);
+    let line = "topics --topic Many --topics 300 --queues 2 --size 50 --count 1200 --warmup 0s --in-flight 5";
+    assert_eq!(count(&measure(&broker, line), "messages"), 1200);
+    let topics = broker.run_cli(&["topic", "list"]);
+    assert_eq!(topics.lines().filter(|line| line.contains("Many-")).count(), 300, "{topics}");
+    for number in [0, 1, 150, 299] {
+        let read = measure(&broker, &format!("consume --topic Many-{number}"));
+        assert_eq!(count(&read, "messages"), 4);
+    }
+    // They are there now, and shared by the connections.
+    let again = measure(&broker, &format!("{line} --connections 4 --batch 10"));
+    assert_eq!(count(&again, "messages"), 1200);
+}
+
+#[test]
 fn latency_sends_all_that_was_due() {
     let broker = Broker::start(1);
     let sent = measure(&broker, "latency --topic Perf --rate 500 --seconds 1 --warmup 100ms");

@@ -26,6 +26,11 @@ pub struct Arguments {
 pub(super) enum Command {
     /// Send messages as fast as they are acknowledged
     Produce(ProduceArguments),
+    /// Send to many topics in turn, as fast as messages are acknowledged
+    ///
+    /// The topics are named after --topic: `--topic T` sends to T-0, T-1 and so on. Those that do not exist are
+    /// created first. Connections share the topics among them.
+    Topics(TopicsArguments),
     /// Read messages as fast as the broker gives them
     ///
     /// Every queue is read by one connection for each consumer, with one pull at a time. Without --seconds, --count, --repeat and
@@ -85,6 +90,20 @@ pub(super) struct ProduceArguments {
     pub(super) common: Common,
     #[command(flatten)]
     pub(super) messages: MessageArguments,
+    /// Requests that each connection keeps unanswered at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) in_flight: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TopicsArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(flatten)]
+    pub(super) messages: MessageArguments,
+    /// Number of topics
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(super) topics: u32,
     /// Requests that each connection keeps unanswered at a time
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(super) in_flight: u32,
@@ -155,6 +174,7 @@ impl Command {
     pub(super) fn common(&self) -> &Common {
         match self {
             Self::Produce(produce) => &produce.common,
+            Self::Topics(topics) => &topics.common,
             Self::Consume(consume) => &consume.common,
             Self::Latency(latency) => &latency.common,
         }
@@ -163,6 +183,7 @@ impl Command {
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Produce(_) => "produce",
+            Self::Topics(_) => "topics",
             Self::Consume(_) => "consume",
             Self::Latency(_) => "latency",
         }

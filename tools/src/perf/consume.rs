@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringmq_protocol::body::perm;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
-use ringmq_protocol::frame::{self, Codec, Frame, Head};
+use ringmq_protocol::frame::{self, Codec, Frame, Head, RemotingCommand};
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{
     GetMaxOffsetRequest, GetMinOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
@@ -112,17 +112,16 @@ pub(super) fn jobs(arguments: &ConsumeArguments, caller: &Caller) -> Result<Vec<
 /// Offsets of the first message of a queue, and of the one behind its last.
 fn offsets(caller: &Caller, address: &str, topic: &str, queue_id: i32) -> Result<(i64, i64), CallError> {
     let queue_id = QueueId(u32::try_from(queue_id).unwrap_or_default());
-    let (min, max) = (RequestCode::GET_MIN_OFFSET, RequestCode::GET_MAX_OFFSET);
-    let offset = |code, fields: &dyn frame::Fields| {
-        let answer = caller.ask(address, code, fields)?;
+    let offset = |code, answer: RemotingCommand| {
         OffsetResponse::decode(&answer.header().ext).map(|response| response.offset).map_err(|problem| {
             CallError::Malformed { address: address.to_string(), code, problem: problem.to_string() }
         })
     };
-    Ok((
-        offset(min, &GetMinOffsetRequest { topic: topic.into(), queue_id })?,
-        offset(max, &GetMaxOffsetRequest { topic: topic.into(), queue_id, committed: true })?,
-    ))
+    let (min, max) = (RequestCode::GET_MIN_OFFSET, RequestCode::GET_MAX_OFFSET);
+    let first = caller.ask(address, min, GetMinOffsetRequest { topic: topic.into(), queue_id })?;
+    let behind_last =
+        caller.ask(address, max, GetMaxOffsetRequest { topic: topic.into(), queue_id, committed: true })?;
+    Ok((offset(min, first)?, offset(max, behind_last)?))
 }
 
 impl Pulls {

@@ -63,6 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let plan = Plan { common, warmup, measured, processes, live };
     let totals = match &arguments.command {
         Command::Produce(produce) => load::run(produce::jobs(produce, &caller)?, plan)?,
+        Command::Topics(topics) => load::run(produce::topics_jobs(topics, &caller)?, plan)?,
         Command::Consume(consume) => {
             consume.validate()?;
             load::run(consume::jobs(consume, &caller)?, plan)?

@@ -10,16 +10,16 @@ use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
 use ringmq_protocol::request::SendMessageRequest;
 use ringmq_protocol::types::Opaque;
 
-use super::arguments::{Common, LatencyArguments, MessageArguments, ProduceArguments};
+use super::arguments::{Common, LatencyArguments, MessageArguments, ProduceArguments, TopicsArguments};
 use super::calls::Caller;
 use super::load::{Answer, Job, Pace, Work};
-use super::spread::{self, Assignment};
+use super::spread::{self, Share};
 use crate::units::now_ms;
 
 pub(super) const GROUP: &str = "ringmq-perf";
 /// All frames of a run together; more would be a mistake, and would measure the generator's memory.
 const FRAMES_BYTES_MAX: usize = 2 << 30;
-/// A connection has a frame for each queue up to this many; with more queues it leaves some out.
+/// A connection has a frame for each queue up to this many, or one for each topic; with more queues it leaves some out.
 const QUEUE_FRAMES_MAX: usize = 64;
 
 /// The sends of one connection.
@@ -34,13 +34,21 @@ pub(super) struct Sends {
 
 /// What `produce` was asked for, one job for each connection.
 pub(super) fn jobs(arguments: &ProduceArguments, caller: &Caller) -> Result<Vec<Job<Sends>>, String> {
-    send_jobs(&arguments.common, &arguments.messages, arguments.in_flight as usize, caller)
+    let ProduceArguments { common, messages, in_flight } = arguments;
+    send_jobs(std::slice::from_ref(&common.topic), common, messages, *in_flight, caller)
+}
+
+/// What `topics` was asked for.
+pub(super) fn topics_jobs(arguments: &TopicsArguments, caller: &Caller) -> Result<Vec<Job<Sends>>, String> {
+    let TopicsArguments { common, messages, topics, in_flight } = arguments;
+    let names: Vec<_> = (0..*topics).map(|number| format!("{}-{number}", common.topic)).collect();
+    send_jobs(&names, common, messages, *in_flight, caller)
 }
 
 /// What `latency` was asked for.
 pub(super) fn paced_jobs(arguments: &LatencyArguments, caller: &Caller) -> Result<Vec<Job<Sends>>, String> {
     let LatencyArguments { common, messages, rate, in_flight } = arguments;
-    let mut jobs = send_jobs(common, messages, *in_flight as usize, caller)?;
+    let mut jobs = send_jobs(std::slice::from_ref(&common.topic), common, messages, *in_flight, caller)?;
     let connections = jobs.len() as u64;
     for (connection, job) in (0..).zip(&mut jobs) {
         let (requests, seconds) = (u64::from(*rate), u64::from(messages.batch));
@@ -50,47 +58,60 @@ pub(super) fn paced_jobs(arguments: &LatencyArguments, caller: &Caller) -> Resul
 }
 
 fn send_jobs(
+    topics: &[String],
     common: &Common,
     messages: &MessageArguments,
-    in_flight: usize,
+    in_flight: u32,
     caller: &Caller,
 ) -> Result<Vec<Job<Sends>>, String> {
-    let route = caller.route_or_create(&common.topic, common.queues)?;
-    let brokers = spread::brokers(&route, perm::WRITE, true);
-    if brokers.is_empty() {
-        return Err(format!("topic {} has no queue that takes messages", common.topic));
+    let in_flight = in_flight as usize;
+    let mut queues = Vec::new();
+    for (topic, route) in topics.iter().zip(caller.routes_or_create(topics, common.queues)?) {
+        let brokers = spread::brokers(&route, perm::WRITE, true);
+        if brokers.is_empty() {
+            return Err(format!("topic {topic} has no queue that takes messages"));
+        }
+        queues.push((topic.clone(), brokers));
     }
     let mut jobs = Vec::new();
     let mut total = 0;
-    for (connection, assignment) in
-        spread::all_queues(&brokers, common.connections as usize).iter().enumerate()
-    {
-        let frames = frame_count(in_flight, assignment.queues.len());
+    for (connection, share) in spread::share_topics(&queues, common.connections as usize).iter().enumerate() {
+        let targets = targets(share, in_flight);
+        let frames = in_flight.next_multiple_of(targets.len());
         total += frames * messages.batch as usize * messages.size as usize;
         if total > FRAMES_BYTES_MAX {
-            return Err("connections × in flight × batch × size is more than 2 GiB".to_string());
+            return Err(
+                "the requests that are prepared, topics or connections × in flight, of batch × size each, \
+                        are more than 2 GiB"
+                    .to_string(),
+            );
         }
         let random = Random::of(messages.seed, connection as u64);
-        let work = Sends::new(&common.topic, messages, assignment, frames, caller.codec(), random)?;
-        jobs.push(Job { address: assignment.address.clone(), work, in_flight, pace: None });
+        let work = Sends::new(messages, &targets, frames, caller.codec(), random)?;
+        jobs.push(Job { address: share.address.clone(), work, in_flight, pace: None });
     }
     Ok(jobs)
 }
 
-/// At least one frame for each request in flight; a multiple of the queues, so that they get equally many.
-fn frame_count(in_flight: usize, queues: usize) -> usize {
-    if queues <= QUEUE_FRAMES_MAX {
-        in_flight.next_multiple_of(queues)
-    } else {
-        in_flight.max(QUEUE_FRAMES_MAX)
-    }
+/// Topics and queues of a connection in the order in which they get messages: each topic in turn, then each again with
+/// its next queue. Connections begin with different queues.
+fn targets<'a>(share: &Share<'a>, in_flight: usize) -> Vec<(&'a str, i32)> {
+    let queues_max = share.topics.iter().map(|(_, queues)| queues.len()).max().unwrap_or(1);
+    let rounds = (in_flight.max(QUEUE_FRAMES_MAX) / share.topics.len()).clamp(1, queues_max);
+    let queue =
+        |round: usize, topic: usize, queues: &[i32]| queues[(share.number + round + topic) % queues.len()];
+    let topics = || share.topics.iter().enumerate();
+    (0..rounds)
+        .flat_map(|round| {
+            topics().map(move |(number, (topic, queues))| (*topic, queue(round, number, queues)))
+        })
+        .collect()
 }
 
 impl Sends {
     fn new(
-        topic: &str,
         messages: &MessageArguments,
-        assignment: &Assignment,
+        targets: &[(&str, i32)],
         frame_count: usize,
         codec: Codec,
         mut random: Random,
@@ -101,6 +122,7 @@ impl Sends {
         let (mut message, mut body) = (vec![0; messages.size as usize], Vec::new());
         let born_timestamp = now_ms();
         for number in 0..frame_count {
+            let (topic, queue_id) = targets[number % targets.len()];
             body.clear();
             for _ in 0..messages.batch {
                 random.fill(&mut message);
@@ -119,7 +141,7 @@ impl Sends {
                 topic: topic.into(),
                 default_topic: AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
                 default_topic_queue_nums: 4,
-                queue_id: assignment.queues[number % assignment.queues.len()],
+                queue_id,
                 sys_flag: 0,
                 born_timestamp,
                 flag: 0,

@@ -37,18 +37,37 @@ pub(super) fn brokers(route: &TopicRouteData, permission: i32, write: bool) -> V
     found.into_iter().map(|(_, broker)| broker).collect()
 }
 
-/// Every connection works on all queues of its broker; they go to the brokers in turn, and connections of one broker
-/// begin with different queues.
-pub(super) fn all_queues(brokers: &[BrokerQueues], connections: usize) -> Vec<Assignment> {
-    (0..connections)
-        .filter_map(|connection| {
-            let broker = brokers.get(connection % brokers.len().max(1))?;
-            let mut queues = broker.queues.clone();
-            let first = connection / brokers.len() % queues.len();
-            queues.rotate_left(first);
-            Some(Assignment { address: broker.address.clone(), queues })
-        })
-        .collect()
+/// What one connection sends to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Share<'a> {
+    pub(super) address: String,
+    /// The number of this connection among those of its broker.
+    pub(super) number: usize,
+    /// Names and queues, neither ever empty.
+    pub(super) topics: Vec<(&'a str, &'a [i32])>,
+}
+
+/// Connections go to the brokers in turn; those of one broker have its topics in equal shares, or the same topic if there
+/// are fewer topics than connections.
+pub(super) fn share_topics(topics: &[(String, Vec<BrokerQueues>)], connections: usize) -> Vec<Share<'_>> {
+    let mut brokers: Vec<(&str, Vec<(&str, &[i32])>)> = Vec::new();
+    for (topic, queues) in topics {
+        for broker in queues {
+            let known = brokers.iter_mut().find(|(address, _)| *address == broker.address);
+            match known {
+                Some((_, topics)) => topics.push((topic, &broker.queues)),
+                None => brokers.push((&broker.address, vec![(topic, &broker.queues)])),
+            }
+        }
+    }
+    let share = |connection: usize| {
+        let (address, topics) = brokers.get(connection % brokers.len().max(1))?;
+        let number = connection / brokers.len();
+        let of = (connections - connection % brokers.len()).div_ceil(brokers.len());
+        let topics = topics.iter().skip(number % topics.len()).step_by(of).copied().collect();
+        Some(Share { address: (*address).to_string(), number, topics })
+    };
+    (0..connections).filter_map(share).collect()
 }
 
 /// Every queue belongs to one connection; there is at least one for each broker.

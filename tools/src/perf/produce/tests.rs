@@ -5,8 +5,7 @@ use super::*;
 
 fn sends(batch: u32, codec: Codec, seed: u64) -> Sends {
     let messages = MessageArguments { size: 100, batch, seed };
-    let assignment = Assignment { address: "a".to_string(), queues: vec![4, 7] };
-    Sends::new("topic", &messages, &assignment, 4, codec, Random::of(seed, 0)).unwrap()
+    Sends::new(&messages, &[("topic", 4), ("topic", 7)], 4, codec, Random::of(seed, 0)).unwrap()
 }
 
 #[test]
@@ -50,15 +49,30 @@ fn the_seed_decides_the_bodies() {
 #[test]
 fn what_does_not_fit_a_frame_is_refused() {
     let messages = MessageArguments { size: 1 << 20, batch: 17, seed: 0 };
-    let assignment = Assignment { address: "a".to_string(), queues: vec![0] };
-    let refused = Sends::new("topic", &messages, &assignment, 1, Codec::RocketMq, Random::of(0, 0));
+    let refused = Sends::new(&messages, &[("topic", 0)], 1, Codec::RocketMq, Random::of(0, 0));
     assert!(refused.is_err_and(|problem| problem.contains("16 MiB")));
 }
 
+fn targets_of(topics: &[(&str, &[i32])], number: usize, in_flight: usize) -> Vec<String> {
+    let share = Share { address: String::new(), number, topics: topics.to_vec() };
+    targets(&share, in_flight).into_iter().map(|(topic, queue)| format!("{topic}{queue}")).collect()
+}
+
 #[test]
-fn every_queue_gets_equally_many_frames() {
-    assert_eq!(
-        [(1, 8), (9, 8), (32, 8), (1, 100), (200, 100)].map(|(a, b)| frame_count(a, b)),
-        [8, 16, 32, 64, 200]
-    );
+fn queues_get_equally_many_messages_beginning_with_another_for_each_connection() {
+    let topic: &[(&str, &[i32])] = &[("t", &[0, 1, 2])];
+    assert_eq!(targets_of(topic, 0, 1), ["t0", "t1", "t2"]);
+    assert_eq!(targets_of(topic, 2, 9), ["t2", "t0", "t1"]);
+    let queues: Vec<i32> = (0..100).collect();
+    assert_eq!(targets_of(&[("t", &queues)], 0, 1).len(), QUEUE_FRAMES_MAX);
+    assert_eq!(targets_of(&[("t", &queues)], 0, 200).len(), 100);
+}
+
+#[test]
+fn topics_get_messages_in_turn() {
+    let topics: &[(&str, &[i32])] = &[("t", &[0, 1]), ("u", &[0, 1]), ("v", &[5])];
+    assert_eq!(targets_of(topics, 0, 1), ["t0", "u1", "v5", "t1", "u0", "v5"]);
+    let names: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let topics: Vec<(&str, &[i32])> = names.iter().map(|name| (name.as_str(), &[0, 1, 2][..])).collect();
+    assert_eq!(targets_of(&topics, 0, 1).len(), 100);
 }

@@ -48,15 +48,49 @@ fn only_masters_with_the_permission_and_queues_count() {
     assert_eq!(readable, [1, 3, 4, 4]);
 }
 
+fn topics(names: &[&str], brokers: &[(&str, usize)]) -> Vec<(String, Vec<BrokerQueues>)> {
+    let queues: Vec<_> = brokers
+        .iter()
+        .map(|(name, count)| BrokerQueues {
+            address: format!("{name}:1"),
+            queues: (0..*count as i32).collect(),
+        })
+        .collect();
+    names.iter().map(|name| (name.to_string(), queues.clone())).collect()
+}
+
+/// Address, number and names of each share.
+fn shares(topics: &[(String, Vec<BrokerQueues>)], connections: usize) -> Vec<(String, usize, String)> {
+    share_topics(topics, connections)
+        .into_iter()
+        .map(|share| {
+            let names: Vec<_> = share.topics.iter().map(|(name, _)| *name).collect();
+            (share.address, share.number, names.concat())
+        })
+        .collect()
+}
+
 #[test]
-fn connections_go_to_brokers_in_turn_and_begin_with_different_queues() {
-    let spread = all_queues(&[broker("a", 2), broker("b", 3)], 5);
-    let seen: Vec<_> = spread.iter().map(|part| (&*part.address, part.queues.clone())).collect();
-    assert_eq!(
-        seen,
-        [("a", vec![0, 1]), ("b", vec![0, 1, 2]), ("a", vec![1, 0]), ("b", vec![1, 2, 0]), ("a", vec![0, 1]),]
-    );
-    assert_eq!(all_queues(&[], 3), []);
+fn connections_go_to_brokers_in_turn() {
+    let topics = topics(&["t"], &[("a", 3), ("b", 2)]);
+    let expected = [("a:1", 0), ("b:1", 0), ("a:1", 1), ("b:1", 1), ("a:1", 2)];
+    let expected: Vec<_> =
+        expected.map(|(address, number)| (address.to_string(), number, "t".to_string())).into();
+    assert_eq!(shares(&topics, 5), expected);
+    assert_eq!(share_topics(&topics, 1)[0].topics, [("t", &[0, 1, 2][..])]);
+    assert_eq!(shares(&[], 3), []);
+}
+
+#[test]
+fn connections_of_a_broker_share_its_topics() {
+    let topics = topics(&["p", "q", "r", "s", "t"], &[("a", 1), ("b", 1)]);
+    let names =
+        |connections| shares(&topics, connections).into_iter().map(|share| share.2).collect::<Vec<_>>();
+    assert_eq!(names(1), ["pqrst"]);
+    assert_eq!(names(2), ["pqrst", "pqrst"]);
+    assert_eq!(names(5), ["ps", "prt", "qt", "qs", "r"]);
+    // Six connections at the first broker: the sixth has a topic with another.
+    assert_eq!(names(12)[10..], ["p", "p"]);
 }
 
 #[test]
