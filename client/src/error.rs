@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ringmq_protocol::body::MessageQueue;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::name::NameError;
 
@@ -72,6 +73,14 @@ pub enum ConfigError {
     NoRuntime,
     #[error(transparent)]
     Group(#[from] NameError),
+    #[error("compression level {0} does not exist; levels are 0 to 9")]
+    CompressionLevel(u32),
+    #[error(
+        "a linger of {} ms leaves nothing of the send timeout of {} ms; make it shorter",
+        .linger.as_millis(),
+        .send_timeout.as_millis()
+    )]
+    Linger { linger: Duration, send_timeout: Duration },
 }
 
 /// The way to a topic is not known.
@@ -92,7 +101,7 @@ pub enum RouteError {
 }
 
 /// A message was not (known to be) stored.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SendError {
     #[error("the message is refused before sending: {0}")]
     Illegal(String),
@@ -101,14 +110,23 @@ pub enum SendError {
     /// The last attempt failed so; `attempts` were made.
     #[error("{source} (attempt {attempts} of at most {attempts_max})")]
     Failed { source: RequestError, attempts: u32, attempts_max: u32 },
+    /// With batching: its turn did not come in time, and nothing of it was sent.
+    #[error("not sent: its turn did not come within {} ms", .0.as_millis())]
+    Expired(Duration),
+    /// With batching: a message before it in its queue was not (known to be) stored, and so nothing of it was sent.
+    #[error("not sent, as a message before it in queue {} of {} failed: {source}", .queue.queue_id, .queue.broker_name)]
+    Behind { queue: MessageQueue, source: Arc<SendError> },
+    /// With batching: the runtime that was to send it ended; it may have been stored or not.
+    #[error("the runtime ended before the outcome was known")]
+    Stopped,
 }
 
 impl SendError {
     /// Whether sending the same message again can help: the network or the broker was at fault, not the message.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Route(RouteError::TopicNotExist { .. }) | Self::Illegal(_) => false,
-            Self::Route(_) => true,
+            Self::Route(RouteError::TopicNotExist { .. }) | Self::Illegal(_) | Self::Stopped => false,
+            Self::Route(_) | Self::Expired(_) | Self::Behind { .. } => true,
             Self::Failed { source, .. } => crate::retry::is_retryable(source),
         }
     }

@@ -28,7 +28,8 @@
 //! ```
 //!
 //! - [`Client`] holds what the rest shares: name servers, routes, one connection per broker, heartbeats.
-//! - [`Producer`] sends: each send is a future, so concurrency is the caller's choice.
+//! - [`Producer`] sends: each send is a future, so concurrency is the caller's choice. It compresses long bodies, and with
+//!   [`Batching`] sends that are under way at the same time share requests.
 //! - [`PushConsumer`] hands messages to an async handler and redelivers what fails: many at a time
 //!   ([`start`](PushConsumerBuilder::start), [`start_batches`](PushConsumerBuilder::start_batches)), or those of a queue
 //!   one by one in their order ([`start_orderly`](PushConsumerBuilder::start_orderly)); shared with the group, or
@@ -77,14 +78,14 @@ pub use error::{AdminError, ConfigError, ConsumeError, RequestError, RouteError,
 pub use group::ConsumeFrom;
 pub use hook::{ConsumeEvent, Hook, SendEvent};
 pub use metrics::{ConsumeMetrics, Latency, Metrics, SendMetrics};
-pub use producer::{Producer, ProducerBuilder, SendResult, SendStatus};
+pub use producer::{Batching, Producer, ProducerBuilder, SendResult, SendStatus};
 pub use pull_consumer::{Batch, MessageStream, PullConsumer, PullConsumerBuilder};
 pub use push_consumer::{ConsumeResult, DelayLevel, OrderlyResult, PushConsumer, PushConsumerBuilder};
 pub use ringmq_protocol::body::MessageQueue;
 pub use ringmq_protocol::code::ResponseCode;
 pub use ringmq_protocol::id::OffsetMessageId;
 pub use ringmq_protocol::message::{Message, MessageExt};
-pub use ringmq_protocol::types::QueueOffset;
+pub use ringmq_protocol::types::{Compression, QueueOffset};
 pub use route::TopicRoute;
 pub use simple_consumer::{Received, SimpleConsumer, SimpleConsumerBuilder};
 

@@ -1,12 +1,15 @@
 //! Sending.
 //!
 //!   send ─▶ prepare (check, unique key, compress) ─▶ route ─▶ queue ─▶ request ─▶ SendResult
-//!                                                      ▲────────────────┘ another broker, while attempts and time last
+//!                         └─▶ accumulator ──────────────▲────────────────┘ another broker, while attempts and time last
+//!                             (with batching)
 //!
 //! S1  a `SendResult` is returned only for a message that a broker said it stored (codes 0, 10, 11 and 12).
 //! S2  every attempt carries the same unique key, so that whoever must can tell a duplicate.
 //! S3  a send to a chosen queue is repeated on that queue only.
 
+use std::borrow::Borrow;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +18,9 @@ use ringmq_protocol::batch::BatchEntry;
 use ringmq_protocol::body::MessageQueue;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
-use ringmq_protocol::message::{BODY_BYTES_MAX, Message, compress};
+use ringmq_protocol::message::{BODY_BYTES_MAX, Message, TOPIC_BYTES_MAX_V1, compress};
 use ringmq_protocol::name;
-use ringmq_protocol::properties::{self, names};
+use ringmq_protocol::properties::{self, Properties, names};
 use ringmq_protocol::request::{SendMessageRequest, SendMessageResponse};
 use ringmq_protocol::types::{Compression, QueueOffset, SysFlag, TagsCode};
 use tokio::time::{Instant, sleep};
@@ -29,12 +32,29 @@ use crate::group::from_wire;
 use crate::hook::SendEvent;
 use crate::retry::{QueueChoice, is_retryable};
 
-/// ZLIB level of compressed bodies, RocketMQ's default.
-const COMPRESSION_LEVEL: u32 = 5;
+mod accumulator;
+
+use accumulator::Accumulator;
+pub use accumulator::Batching;
+
+/// The highest ZLIB level.
+const COMPRESSION_LEVEL_MAX: u32 = 9;
 /// Pause before the same broker is asked again.
 const SAME_BROKER_PAUSE: Duration = Duration::from_millis(50);
 /// What a broker stores of a message besides body, topic and properties, at most.
 const STORED_OVERHEAD: usize = 128;
+/// A message with one of these goes alone: brokers look for them, or put what belongs to them, in requests for one message.
+const ALONE: [&str; 9] = [
+    names::DELAY_TIME_LEVEL,
+    names::TIMER_DELAY_SEC,
+    names::TIMER_DELAY_MS,
+    names::TIMER_DELIVER_MS,
+    names::TIMER_DEL_UNIQKEY,
+    names::TRANSACTION_PREPARED,
+    names::WAIT_STORE_MSG_OK,
+    names::CORRELATION_ID,
+    names::MSG_TYPE,
+];
 
 /// How far a stored message had got when the broker answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +94,14 @@ struct Settings {
     retries: u32,
     message_bytes_max: usize,
     compress_over: Option<usize>,
+    compression: Compression,
+    compression_level: u32,
+    batching: Option<Batching>,
 }
 
 impl ProducerBuilder {
-    /// How long a send may take with all its attempts; 3 s unless set.
+    /// How long a send may take with all its attempts; 3 s unless set. With [batching](Self::batching) up to twice that,
+    /// as the messages of a batch have the time of the one that came last.
     pub fn send_timeout(mut self, timeout: Duration) -> Self {
         self.settings.send_timeout = timeout;
         self
@@ -95,19 +119,49 @@ impl ProducerBuilder {
         self
     }
 
-    /// Bodies of so many bytes are compressed if that makes them smaller, except in batches; 4096 unless set,
-    /// `None` never compresses.
+    /// Bodies of so many bytes are compressed if that makes them smaller, except by [`send_batch`](Producer::send_batch);
+    /// 4096 unless set, `None` never compresses.
     pub fn compress_over(mut self, bytes: Option<usize>) -> Self {
         self.settings.compress_over = bytes;
         self
     }
 
+    /// How bodies are compressed; ZLIB unless set, which every consumer can read. Those of Java read the others from
+    /// version 5 on, those of Go and Node.js do not.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.settings.compression = compression;
+        self
+    }
+
+    /// How hard ZLIB tries, from 0 to 9; 5 unless set, like in RocketMQ. LZ4 and Zstandard have one level here, the fastest.
+    pub fn compression_level(mut self, level: u32) -> Self {
+        self.settings.compression_level = level;
+        self
+    }
+
+    /// Sends that are under way at the same time travel together; off unless set.
+    pub fn batching(mut self, batching: Batching) -> Self {
+        self.settings.batching = Some(batching);
+        self
+    }
+
     pub fn build(self) -> Result<Producer, ConfigError> {
+        let settings = self.settings;
         name::validate_group(&self.group)?;
+        if settings.compression_level > COMPRESSION_LEVEL_MAX {
+            return Err(ConfigError::CompressionLevel(settings.compression_level));
+        }
+        if let Some(linger) = settings.batching.map(|batching| batching.linger)
+            && linger >= settings.send_timeout
+        {
+            return Err(ConfigError::Linger { linger, send_timeout: settings.send_timeout });
+        }
         self.client.add_producer(&self.group);
         let choice = QueueChoice::new(rand::random::<u16>().into());
-        let sender = Sender { client: self.client, group: self.group, choice };
-        Ok(Producer { inner: Arc::new(Inner { sender, settings: self.settings }) })
+        let sender = Arc::new(Sender { client: self.client, group: self.group, choice });
+        let accumulator =
+            settings.batching.map(|batching| Accumulator::new(sender.clone(), batching, &settings));
+        Ok(Producer { inner: Arc::new(Inner { sender, settings, accumulator }) })
     }
 }
 
@@ -118,6 +172,9 @@ impl ProducerBuilder {
 /// client's `in_flight_max` slows the sender down rather than filling its memory. Requests that are in flight at the
 /// same time may be stored in any order.
 ///
+/// With [`ProducerBuilder::batching`] sends that are under way at the same time share requests, and those to one queue keep
+/// their order, see [`Batching`].
+///
 /// A failed send may have been stored all the same (its answer may have been lost), and a repeated one may be stored
 /// twice: delivery is at least once.
 #[derive(Clone)]
@@ -126,8 +183,9 @@ pub struct Producer {
 }
 
 struct Inner {
-    sender: Sender,
+    sender: Arc<Sender>,
     settings: Settings,
+    accumulator: Option<Arc<Accumulator>>,
 }
 
 impl Producer {
@@ -137,6 +195,9 @@ impl Producer {
             retries: 2,
             message_bytes_max: BODY_BYTES_MAX,
             compress_over: Some(4096),
+            compression: Compression::Zlib,
+            compression_level: 5,
+            batching: None,
         };
         ProducerBuilder { client, group, settings }
     }
@@ -144,14 +205,14 @@ impl Producer {
     /// Sends to the next queue in turn; another broker is tried if one fails.
     pub async fn send(&self, message: Message) -> Result<SendResult, SendError> {
         let outbound = self.prepare(message)?;
-        self.deliver(&outbound, None).await
+        self.deliver(outbound, None).await
     }
 
     /// Sends to one queue, see [`queues`](Self::queues).
     pub async fn send_to(&self, queue: &MessageQueue, message: Message) -> Result<SendResult, SendError> {
         check_queue(queue, &message)?;
         let outbound = self.prepare(message)?;
-        self.deliver(&outbound, Some(queue)).await
+        self.deliver(outbound, Some(queue)).await
     }
 
     /// Sends to the queue that belongs to the sharding key, so that messages of one key keep their order as long as
@@ -168,10 +229,10 @@ impl Producer {
             .ok_or_else(|| no_queue(&message.topic))
             .map_err(SendError::Route)?;
         let outbound = self.prepare(message)?;
-        self.deliver(&outbound, Some(queue)).await
+        self.deliver(outbound, Some(queue)).await
     }
 
-    /// Sends without asking for an answer: fast, and nobody knows whether it arrived.
+    /// Sends without asking for an answer: fast, and nobody knows whether it arrived. It waits for no batch.
     pub async fn send_one_way(&self, message: Message) -> Result<(), SendError> {
         let outbound = self.prepare(message)?;
         let sender = &self.inner.sender;
@@ -214,16 +275,8 @@ impl Producer {
         queue: Option<&MessageQueue>,
     ) -> Result<Vec<SendResult>, SendError> {
         let (outbound, keys) = self.prepare_batch(messages)?;
-        let result = self.deliver(&outbound, queue).await?;
-        let offset_ids: Vec<&str> = result.offset_message_id.split(',').collect();
-        let results = keys.into_iter().enumerate().map(|(index, message_id)| SendResult {
-            status: result.status,
-            message_id,
-            offset_message_id: offset_ids.get(index).copied().unwrap_or_default().to_string(),
-            queue: result.queue.clone(),
-            queue_offset: QueueOffset(result.queue_offset.0 + index as u64),
-        });
-        Ok(results.collect())
+        let result = self.deliver(outbound, queue).await?;
+        Ok(results_of_batch(&result, keys).collect())
     }
 
     /// The queues of a topic that take messages, in RocketMQ's order. For a topic that does not exist yet, those it
@@ -241,12 +294,19 @@ impl Producer {
 
     async fn deliver(
         &self,
-        outbound: &Outbound,
+        outbound: Outbound,
         queue: Option<&MessageQueue>,
     ) -> Result<SendResult, SendError> {
         let (settings, sender) = (&self.inner.settings, &self.inner.sender);
+        let outbound = Arc::new(outbound);
         let begun = Instant::now();
-        let outcome = sender.deliver(outbound, queue, settings.send_timeout, settings.retries).await;
+        let outcome = match &self.inner.accumulator {
+            // What goes alone keeps its place among the others of its queue; without a queue there is no place to keep.
+            Some(accumulator) if queue.is_some() || outbound.joins => {
+                accumulator.deliver(outbound.clone(), queue).await
+            }
+            _ => sender.deliver(&outbound, queue, settings.send_timeout, settings.retries).await,
+        };
         let took = begun.elapsed();
         let stats = sender.client.registry().sends(&sender.group, &outbound.topic);
         stats.sent(outbound.messages, outbound.body.len(), outcome.is_ok(), Some(took));
@@ -261,27 +321,32 @@ impl Producer {
         outcome
     }
 
-    fn prepare(&self, mut message: Message) -> Result<Outbound, SendError> {
+    fn prepare(&self, message: Message) -> Result<Outbound, SendError> {
+        let settings = &self.inner.settings;
+        let mut outbound = self.prepare_as_it_is(message)?;
+        if settings.compress_over.is_some_and(|over| outbound.body.len() >= over) {
+            let compressed = compress(settings.compression, &outbound.body, settings.compression_level);
+            if compressed.len() < outbound.body.len() {
+                outbound.body = compressed.into();
+                outbound.sys_flag = outbound.sys_flag.with_compression(Some(settings.compression));
+            }
+        }
+        Ok(outbound)
+    }
+
+    fn prepare_as_it_is(&self, mut message: Message) -> Result<Outbound, SendError> {
         let (settings, sender) = (&self.inner.settings, &self.inner.sender);
         sender.client.hooks().before_send(&sender.group, &mut message);
         check_topic(&message.topic)?;
         check_body(&message.body, settings.message_bytes_max)?;
         let message_id = self.give_key(&mut message);
-        let mut sys_flag = SysFlag(0);
-        let mut body = message.body.clone();
-        if settings.compress_over.is_some_and(|over| body.len() >= over) {
-            let compressed = compress(&body, COMPRESSION_LEVEL);
-            if compressed.len() < body.len() {
-                body = compressed.into();
-                sys_flag = sys_flag.with_compression(Some(Compression::Zlib));
-            }
-        }
         Ok(Outbound {
             properties: encode_properties(&message)?,
             flag: message.flag,
+            joins: joins_batches(&message),
             topic: message.topic,
-            body,
-            sys_flag,
+            body: message.body,
+            sys_flag: SysFlag(0),
             message_id,
             born_timestamp: now_ms(),
             batch: false,
@@ -293,55 +358,29 @@ impl Producer {
 
     fn prepare_batch(&self, messages: Vec<Message>) -> Result<(Outbound, Vec<String>), SendError> {
         let illegal = |problem: &str| SendError::Illegal(problem.to_string());
-        let Some(first) = messages.first() else { return Err(illegal("a batch needs a message")) };
-        let topic = first.topic.clone();
-        check_topic(&topic)?;
-        if name::is_retry_topic(&topic) {
-            return Err(illegal("a retry topic takes no batch"));
-        }
-        let bytes_max = self.inner.settings.message_bytes_max;
-        let mut body = Vec::new();
-        let mut stored_bytes = 0;
-        let mut keys = Vec::with_capacity(messages.len());
-        for mut message in messages {
-            self.inner.sender.client.hooks().before_send(&self.inner.sender.group, &mut message);
-            if message.topic != topic {
-                return Err(illegal("the messages of a batch go to one topic"));
-            }
-            if message.property(names::DELAY_TIME_LEVEL).is_some() {
+        let mut entries: Vec<Outbound> = Vec::with_capacity(messages.len());
+        for message in messages {
+            let entry = self.prepare_as_it_is(message)?;
+            if Properties::new(entry.properties.as_bytes()).get(names::DELAY_TIME_LEVEL).is_some() {
                 return Err(illegal("a delayed message goes in no batch"));
             }
-            check_body(&message.body, bytes_max)?;
-            keys.push(self.give_key(&mut message));
-            let properties = encode_properties(&message)?;
-            stored_bytes += STORED_OVERHEAD + topic.len() + message.body.len() + properties.len();
-            let entry =
-                BatchEntry { flag: message.flag, body: &message.body, properties: properties.as_bytes() };
-            entry.encode(&mut body).map_err(|error| SendError::Illegal(error.to_string()))?;
+            if name::is_retry_topic(&entry.topic) {
+                return Err(illegal("a retry topic takes no batch"));
+            }
+            if entries.first().is_some_and(|first| first.topic != entry.topic) {
+                return Err(illegal("the messages of a batch go to one topic"));
+            }
+            entries.push(entry);
         }
-        if stored_bytes > bytes_max && keys.len() > 1 {
+        let bytes_max = self.inner.settings.message_bytes_max;
+        let stored_bytes: usize = entries.iter().map(Outbound::stored_bytes).sum();
+        if stored_bytes > bytes_max && entries.len() > 1 {
             return Err(SendError::Illegal(format!(
                 "the batch takes {stored_bytes} bytes, more than the {bytes_max} allowed; send fewer at a time"
             )));
         }
-        let message_id = self.inner.sender.client.unique_key();
-        let mut properties = Vec::new();
-        properties::put(&mut properties, names::UNIQ_KEY, &message_id)
-            .map_err(|error| SendError::Illegal(error.to_string()))?;
-        let outbound = Outbound {
-            topic,
-            body: body.into(),
-            properties: String::from_utf8_lossy(&properties).into_owned(),
-            flag: 0,
-            sys_flag: SysFlag(0),
-            message_id,
-            born_timestamp: now_ms(),
-            batch: true,
-            messages: keys.len(),
-            reconsume_times: 0,
-            max_reconsume_times: None,
-        };
-        Ok((outbound, keys))
+        let outbound = Outbound::of_batch(&entries, self.inner.sender.client.unique_key())?;
+        Ok((outbound, entries.into_iter().map(|entry| entry.message_id).collect()))
     }
 
     fn give_key(&self, message: &mut Message) -> String {
@@ -366,8 +405,46 @@ pub(crate) struct Outbound {
     pub(crate) batch: bool,
     /// How many it is.
     pub(crate) messages: usize,
+    /// Whether it may become part of a batch.
+    pub(crate) joins: bool,
     pub(crate) reconsume_times: i32,
     pub(crate) max_reconsume_times: Option<i32>,
+}
+
+impl Outbound {
+    /// Messages of one topic as one request. All have the flags of the first one, which say whether they are compressed.
+    fn of_batch<E: Borrow<Outbound>>(entries: &[E], message_id: String) -> Result<Self, SendError> {
+        let illegal = |problem: &dyn Display| SendError::Illegal(problem.to_string());
+        let Some(first) = entries.first() else { return Err(illegal(&"a batch needs a message")) };
+        let first = first.borrow();
+        let mut body = Vec::with_capacity(entries.iter().map(|entry| entry.borrow().stored_bytes()).sum());
+        for entry in entries {
+            let Self { flag, body: bytes, properties, .. } = entry.borrow();
+            let entry = BatchEntry { flag: *flag, body: bytes, properties: properties.as_bytes() };
+            entry.encode(&mut body).map_err(|error| illegal(&error))?;
+        }
+        let mut properties = Vec::new();
+        properties::put(&mut properties, names::UNIQ_KEY, &message_id).map_err(|error| illegal(&error))?;
+        Ok(Self {
+            topic: first.topic.clone(),
+            body: body.into(),
+            properties: String::from_utf8_lossy(&properties).into_owned(),
+            flag: 0,
+            sys_flag: first.sys_flag,
+            message_id,
+            born_timestamp: first.born_timestamp,
+            batch: true,
+            messages: entries.len(),
+            joins: false,
+            reconsume_times: 0,
+            max_reconsume_times: None,
+        })
+    }
+
+    /// What the stored message takes, at most.
+    fn stored_bytes(&self) -> usize {
+        STORED_OVERHEAD + self.topic.len() + self.body.len() + self.properties.len()
+    }
 }
 
 /// The part of a producer that consumers need too, for messages whose processing failed.
@@ -494,6 +571,21 @@ fn send_result(
     })
 }
 
+/// What the answer to a batch says of each of its messages.
+fn results_of_batch(
+    batch: &SendResult,
+    message_ids: impl IntoIterator<Item = String>,
+) -> impl Iterator<Item = SendResult> {
+    let mut offset_ids = batch.offset_message_id.split(',');
+    message_ids.into_iter().zip(batch.queue_offset.0..).map(move |(message_id, offset)| SendResult {
+        status: batch.status,
+        message_id,
+        offset_message_id: offset_ids.next().unwrap_or_default().to_string(),
+        queue: batch.queue.clone(),
+        queue_offset: QueueOffset(offset),
+    })
+}
+
 /// Java's choice: the absolute value of the key's hash, modulo the number of queues.
 fn queue_of_key<'q>(queues: &'q [MessageQueue], key: &str) -> Option<&'q MessageQueue> {
     let hash = TagsCode::of(key).0.checked_abs().unwrap_or(0);
@@ -511,6 +603,13 @@ fn check_topic(topic: &str) -> Result<(), SendError> {
         return Err(SendError::Illegal(format!("topic {topic} belongs to the brokers")));
     }
     Ok(())
+}
+
+/// Brokers take no batch to a retry topic or to one with a name that long.
+fn joins_batches(message: &Message) -> bool {
+    message.topic.len() <= TOPIC_BYTES_MAX_V1
+        && !name::is_retry_topic(&message.topic)
+        && !ALONE.iter().any(|name| message.property(name).is_some())
 }
 
 fn check_queue(queue: &MessageQueue, message: &Message) -> Result<(), SendError> {

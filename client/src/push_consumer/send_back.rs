@@ -117,6 +117,7 @@ fn retry_outbound(
         born_timestamp: now_ms(),
         batch: false,
         messages: 1,
+        joins: false,
         reconsume_times: times,
         max_reconsume_times: Some(times_max),
     })

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use lz4_flex::frame::{BlockMode, FrameEncoder, FrameInfo};
+use ruzstd::decoding::StreamingDecoder;
 use thiserror::Error;
 
 use super::StoredMessage;
@@ -144,7 +146,11 @@ pub enum DecompressError {
     TooLong { max: usize },
 }
 
-/// Decompresses a body, and stops at `body_bytes_max` bytes, however far the stream would go.
+/// The window that a Zstandard stream may always ask for, in bytes: what its specification recommends to support.
+const ZSTD_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Decompresses a body, and stops at `body_bytes_max` bytes, however far the stream would go. The memory this takes is bounded by
+/// a small multiple of that: a Zstandard stream whose window exceeds it (and 8 MiB) counts as damaged.
 pub fn decompress(
     compression: Compression,
     body: &[u8],
@@ -155,7 +161,9 @@ pub fn decompress(
         Compression::Zlib => read_bounded(flate2::read::ZlibDecoder::new(body), body_bytes_max, damaged),
         Compression::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(body), body_bytes_max, damaged),
         Compression::Zstd => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(body).map_err(|_| damaged)?;
+            let window_max = ZSTD_WINDOW_BYTES.max(body_bytes_max as u64);
+            let decoder =
+                StreamingDecoder::new_with_max_window_size(body, window_max).map_err(|_| damaged)?;
             read_bounded(decoder, body_bytes_max, damaged)
         }
     }
@@ -170,9 +178,24 @@ fn read_bounded(reader: impl Read, max: usize, damaged: DecompressError) -> Resu
     Ok(out)
 }
 
-/// Compresses a body with ZLIB, which every client can read, at a level of 0 to 9 (RocketMQ's default is 5).
-pub fn compress(body: &[u8], level: u32) -> Vec<u8> {
-    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::new(level.min(9)));
+/// Compresses a body so that RocketMQ's clients can read it: as one ZLIB stream (RFC 1950), one LZ4 frame of independent
+/// blocks (Java's library reads no others), or one Zstandard frame. The level, 0 to 9, is ZLIB's; RocketMQ's default is 5.
+pub fn compress(compression: Compression, body: &[u8], level: u32) -> Vec<u8> {
     // Writing to a Vec cannot fail.
-    encoder.write_all(body).and_then(|()| encoder.finish()).expect("a Vec takes all bytes")
+    match compression {
+        Compression::Zlib => {
+            let level = flate2::Compression::new(level.min(9));
+            let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+            encoder.write_all(body).and_then(|()| encoder.finish()).expect("a Vec takes all bytes")
+        }
+        Compression::Lz4 => {
+            let frame = FrameInfo::new().block_mode(BlockMode::Independent);
+            let mut encoder = FrameEncoder::with_frame_info(frame, Vec::new());
+            encoder.write_all(body).expect("a Vec takes all bytes");
+            encoder.finish().expect("a Vec takes all bytes")
+        }
+        Compression::Zstd => {
+            ruzstd::encoding::compress_to_vec(body, ruzstd::encoding::CompressionLevel::Fastest)
+        }
+    }
 }

@@ -1,4 +1,3 @@
-use std::io::Write;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
@@ -117,9 +116,13 @@ proptest! {
     }
 
     #[test]
-    fn compressed_bodies_round_trip(body in proptest::collection::vec(0..3u8, 0..2000), level in 0..12u32) {
-        let compressed = compress(&body, level);
-        prop_assert_eq!(decompress(Compression::Zlib, &compressed, body.len()), Ok(body));
+    fn compressed_bodies_round_trip(
+        compression in prop_oneof![Just(Compression::Zlib), Just(Compression::Lz4), Just(Compression::Zstd)],
+        body in proptest::collection::vec(0..3u8, 0..2000),
+        level in 0..12u32,
+    ) {
+        let compressed = compress(compression, &body, level);
+        prop_assert_eq!(decompress(compression, &compressed, body.len()), Ok(body));
     }
 }
 
@@ -187,13 +190,8 @@ fn records_that_are_none_are_refused() {
 #[test]
 fn every_compression_is_read_and_none_beyond_its_bound() {
     let body = b"the same and the same and the same and the same".repeat(100);
-    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
-    lz4.write_all(&body).unwrap();
-    let lz4 = lz4.finish().unwrap();
-    let zstd = ruzstd::encoding::compress_to_vec(&body[..], ruzstd::encoding::CompressionLevel::Fastest);
-    for (compression, bytes) in
-        [(Compression::Zlib, compress(&body, 5)), (Compression::Lz4, lz4), (Compression::Zstd, zstd)]
-    {
+    for compression in [Compression::Zlib, Compression::Lz4, Compression::Zstd] {
+        let bytes = compress(compression, &body, 5);
         assert_eq!(decompress(compression, &bytes, body.len()).as_ref(), Ok(&body));
         let max = body.len() - 1;
         assert_eq!(decompress(compression, &bytes, max), Err(DecompressError::TooLong { max }));
@@ -229,4 +227,15 @@ fn the_id_is_the_unique_key_or_the_place() {
     };
     assert_eq!(stored(&[b"UNIQ_KEY\x01KEY"]), "KEY");
     assert_eq!(stored(&[]), "7F00000100002A9F0000000000000100");
+}
+
+/// A few bytes that say they are a Zstandard frame with a window of 512 MiB, which a decoder would have to keep.
+#[test]
+fn a_stream_that_wants_too_large_a_window_is_refused_before_it_is_read() {
+    let window_of = |exponent: u8| [&[0x28, 0xB5, 0x2F, 0xFD, 0x00, exponent << 3][..], &[1, 0, 0]].concat();
+    let read = |exponent| decompress(Compression::Zstd, &window_of(exponent), 1000);
+    assert_eq!(read(13), Ok(Vec::new()), "8 MiB, and an empty last block");
+    assert_eq!(read(14), Err(DecompressError::Damaged(Compression::Zstd)));
+    assert_eq!(read(19), Err(DecompressError::Damaged(Compression::Zstd)));
+    assert_eq!(decompress(Compression::Zstd, &window_of(14), 16 << 20), Ok(Vec::new()));
 }
