@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod batching;
 mod consuming;
 mod disk_trouble;
 mod filters;
