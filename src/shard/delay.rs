@@ -252,10 +252,7 @@ impl Shard {
             return Ok(Due { head: Head::Empty, ..due });
         };
         let visible = self.queues[queue.0 as usize].visible;
-        let sealed = match self.index.sealed_queue(queue).filter(|_| next < self.index.memory_start(queue)) {
-            Some((sealed_queue, _)) => self.sealed.entries(sealed_queue, next, DELIVERY_COUNT_MAX)?,
-            None => Vec::new(),
-        };
+        let sealed = self.sealed_entries(queue, next, DELIVERY_COUNT_MAX)?;
         for (offset, sealed) in &sealed {
             let range = LogRange {
                 position: sealed.entry.position,
@@ -400,9 +397,8 @@ impl Shard {
     pub(super) fn undelivered_before(&mut self, end: PhysicalOffset) -> Result<Option<DelayLevel>, Missing> {
         for level in (0..self.delays.levels.len()).map(DelayLevel::of_index) {
             let next = self.delays.levels[level.index()].durable(self.log.durable());
-            let queue = self.known_queue(RMQ_SYS_SCHEDULE_TOPIC, level.queue_id());
-            let Some((queue, _)) = queue.and_then(|queue| self.index.sealed_queue(queue)) else { continue };
-            let first = self.sealed.entries(queue, next, 1)?;
+            let Some(queue) = self.known_queue(RMQ_SYS_SCHEDULE_TOPIC, level.queue_id()) else { continue };
+            let first = self.sealed_entries(queue, next, 1)?;
             if first.first().is_some_and(|(_, sealed)| sealed.entry.position < end) {
                 return Ok(Some(level));
             }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::Frame;
 use ringmq_protocol::types::{QueueOffset, StoreTimestamp};
-use ringmq_storage::{IndexHeader, Missing, PAGE_BYTES, PageId, QueueIx, SegmentBase};
+use ringmq_storage::{IndexHeader, Missing, PAGE_BYTES, PageId, QueueIx, SealedEntry, SegmentBase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
@@ -109,6 +109,19 @@ impl Shard {
         (state.min, state.min_releases) = (min, Some(self.releases));
         state.min_until_ms = now_ms + RETENTION_CHECK_MS;
         Ok(min)
+    }
+
+    /// Entries of a queue from an offset on, of one segment, at most `count`; none if they are in memory, or nowhere.
+    pub(super) fn sealed_entries(
+        &mut self,
+        queue: QueueIx,
+        from: QueueOffset,
+        count: usize,
+    ) -> Result<Vec<(QueueOffset, SealedEntry)>, Missing> {
+        match self.index.sealed_queue(queue).filter(|_| from < self.index.memory_start(queue)) {
+            Some((sealed_queue, _)) => self.sealed.entries(sealed_queue, from, count),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Lets someone wait for pages.

@@ -502,9 +502,10 @@ impl Shard {
             self.pops.flights.of(&pop.group, topic, section.queue_id).map_or(0, |of| of.flights.len());
         let room = POP_QUEUE_FLIGHTS_MAX.saturating_sub(in_flight);
         let room = room.min(POP_FLIGHTS_MAX.saturating_sub(self.pops.flights.len() + collected.messages));
+        let count = if *filter == Filter::All { pop.messages_max } else { SEALED_SCAN_MAX };
         let mut looked_at = 0;
         while section.next < max && !collected.is_full {
-            let sealed = self.sealed_entries_from(queue, section.next, filter, pop.messages_max)?;
+            let sealed = self.sealed_entries(queue, section.next, count)?;
             let until = match sealed.last() {
                 Some((last, ..)) => QueueOffset(last.0 + 1).min(max),
                 None => {
@@ -517,7 +518,8 @@ impl Shard {
             let from = if sealed.is_empty() { section.next } else { until };
             let in_memory = self.index.entries(queue, from, until).map(|(at, entry)| (at, entry, None));
             looked_at += until.0 - from.0;
-            let entries = sealed.into_iter().chain(in_memory);
+            let sealed = sealed.into_iter().map(|(at, sealed)| (at, sealed.entry, Some(sealed.block)));
+            let entries = sealed.chain(in_memory);
             for (offset, entry, block) in entries {
                 section.next = offset;
                 if !filter.may_match(entry.tags_code) {
@@ -557,23 +559,6 @@ impl Shard {
         Ok(())
     }
 
-    /// The next entries of a queue, of one segment, if they are not in memory any more.
-    fn sealed_entries_from(
-        &mut self,
-        queue: QueueIx,
-        from: QueueOffset,
-        filter: &Filter,
-        count: usize,
-    ) -> Result<Vec<(QueueOffset, Entry, Option<PhysicalOffset>)>, Missing> {
-        if from >= self.index.memory_start(queue) {
-            return Ok(Vec::new());
-        }
-        let Some((sealed_queue, _)) = self.index.sealed_queue(queue) else { return Ok(Vec::new()) };
-        let count = if *filter == Filter::All { count } else { SEALED_SCAN_MAX };
-        let entries = self.sealed.entries(sealed_queue, from, count)?;
-        Ok(entries.into_iter().map(|(offset, of)| (offset, of.entry, Some(of.block))).collect())
-    }
-
     /// Where a message is, and its bytes if they are in memory.
     fn range_of(
         &self,
@@ -597,14 +582,10 @@ impl Shard {
         queue: QueueIx,
         offset: QueueOffset,
     ) -> Result<Option<(Entry, Option<PhysicalOffset>)>, Missing> {
-        if offset < self.index.memory_start(queue)
-            && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
-        {
-            let found = self.sealed.entries(sealed_queue, offset, 1)?;
-            let found = found.first().filter(|(at, _)| *at == offset);
-            return Ok(found.map(|(_, sealed)| (sealed.entry, Some(sealed.block))));
-        }
-        Ok(self.index.entry(queue, offset).map(|entry| (entry, None)))
+        Ok(match self.sealed_entries(queue, offset, 1)?.first() {
+            Some((at, sealed)) => (*at == offset).then_some((sealed.entry, Some(sealed.block))),
+            None => self.index.entry(queue, offset).map(|entry| (entry, None)),
+        })
     }
 
     /// Messages that a filter does not want are not looked at again. Where messages are given, the record says it. A reset of the

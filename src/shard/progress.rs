@@ -274,11 +274,8 @@ impl Shard {
         let mut entries: Vec<(QueueOffset, Entry)> = Vec::new();
         let mut next = from;
         // A look-up gives what one segment has.
-        while next < self.index.memory_start(queue)
-            && entries.len() < count
-            && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
-        {
-            let sealed = self.sealed.entries(sealed_queue, next, count - entries.len())?;
+        while entries.len() < count {
+            let sealed = self.sealed_entries(queue, next, count - entries.len())?;
             let Some((last, _)) = sealed.last() else { break };
             next = QueueOffset(last.0 + 1);
             entries.extend(sealed.into_iter().map(|(offset, sealed)| (offset, sealed.entry)));

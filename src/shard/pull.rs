@@ -27,7 +27,7 @@ use ringmq_protocol::message::{StoredMessage, messages};
 use ringmq_protocol::name::RETRY_GROUP_TOPIC_PREFIX;
 use ringmq_protocol::request::{PullMessageRequest, PullMessageResponse, pull_flag};
 use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, TagsCode};
-use ringmq_storage::{Entry, Missing, QueueIx, SealedEntry};
+use ringmq_storage::{Entry, QueueIx, SealedEntry};
 use std::rc::Rc;
 
 /// RocketMQ's numbers for what is not permitted.
@@ -158,7 +158,8 @@ impl Shard {
             return self.hold_or_answer(pull, fx);
         }
 
-        let sealed = match self.sealed_entries(&pull, start) {
+        let count = if *pull.filter == Filter::All { pull.messages_max } else { SEALED_SCAN_MAX };
+        let sealed = match self.sealed_entries(pull.queue, start, count) {
             Ok(entries) => entries,
             Err(missing) => return self.wait_for(missing, Waiter::Pull(pull), fx),
         };
@@ -204,20 +205,6 @@ impl Shard {
                 self.read_cold(block, purpose, fx);
             }
         }
-    }
-
-    /// The next entries of a queue, if they are not in memory any more.
-    fn sealed_entries(
-        &mut self,
-        pull: &Pull,
-        start: QueueOffset,
-    ) -> Result<Vec<(QueueOffset, SealedEntry)>, Missing> {
-        if start >= self.index.memory_start(pull.queue) {
-            return Ok(Vec::new());
-        }
-        let Some((queue, _)) = self.index.sealed_queue(pull.queue) else { return Ok(Vec::new()) };
-        let count = if *pull.filter == Filter::All { pull.messages_max } else { SEALED_SCAN_MAX };
-        self.sealed.entries(queue, start, count)
     }
 
     /// Whether an SQL filter wants a message, and the bytes looked at for that. `None` if the message is not in the tail.

@@ -131,10 +131,7 @@ impl Shard {
         from: QueueOffset,
         until: QueueOffset,
     ) -> Result<Option<StoreTimestamp>, Missing> {
-        if from < self.index.memory_start(queue)
-            && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
-            && let Some((offset, sealed)) = self.sealed.entries(sealed_queue, from, 1)?.first()
-        {
+        if let Some((offset, sealed)) = self.sealed_entries(queue, from, 1)?.first() {
             return Ok((*offset < until).then_some(sealed.store_timestamp));
         }
         let entry = self.index.entries(queue, from, until).next();

@@ -55,9 +55,8 @@ impl Shard {
             let Some(config) = self.topics.get(&topic) else { continue };
             for queue_id in (0..config.queue_count()).map(QueueId) {
                 let Some(queue) = self.known_queue(&topic, queue_id) else { continue };
-                let Some((sealed_queue, first)) = self.index.sealed_queue(queue) else { continue };
-                let next = self.offsets.get(&group, &topic, queue_id).unwrap_or(first);
-                match self.sealed.entries(sealed_queue, next, 1) {
+                let next = self.offsets.get(&group, &topic, queue_id).unwrap_or_default();
+                match self.sealed_entries(queue, next, 1) {
                     Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
                         // Without the offset: the reason is said again when it is another, not whenever the group moves.
                         return Ok(Some(format!(
@@ -82,14 +81,13 @@ impl Shard {
             let mut wanted = of.flights.iter().filter(|(_, f)| !f.is_ordered || f.until > now || is_online);
             if let Some((first, _)) = wanted.next()
                 && let Some(queue) = self.known_queue(&of.topic, of.queue_id)
-                && let Some((sealed_queue, _)) = self.index.sealed_queue(queue)
             {
-                firsts.push((of.group.clone(), of.topic.clone(), sealed_queue, *first));
+                firsts.push((of.group.clone(), of.topic.clone(), queue, *first));
             }
         }
         let mut missing = Missing::default();
-        for (group, topic, sealed_queue, first) in firsts {
-            match self.sealed.entries(sealed_queue, first, 1) {
+        for (group, topic, queue, first) in firsts {
+            match self.sealed_entries(queue, first, 1) {
                 Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
                     return Ok(Some(format!("messages of topic {topic} are in flight for group {group}")));
                 }
