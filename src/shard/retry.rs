@@ -14,7 +14,6 @@ use super::{Refusal, Request, Shard};
 use bytes::Bytes;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::code::ResponseCode;
-use ringmq_protocol::id::OffsetMessageId;
 use ringmq_protocol::message::{Limits, MessageParts, StoredMessage, encoded_len};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, names};
@@ -51,21 +50,31 @@ pub(super) struct Again<'a> {
 impl Again<'_> {
     /// T2.
     pub(super) fn parts<'p>(&'p self, shard: &Shard, properties: &'p [&'p [u8]]) -> MessageParts<'p> {
-        let message = &self.message;
         MessageParts {
             topic: &self.place.topic,
             queue_id: self.place.queue_id,
-            flag: message.flag(),
-            sys_flag: message.sys_flag(),
-            born_timestamp: message.born_timestamp(),
-            born_host: message.born_host(),
             store_host: shard.config.address,
             reconsume_times: self.reconsume_times,
             prepared_transaction_offset: 0,
-            body: message.body(),
-            properties,
+            ..self.message.parts(properties)
         }
     }
+}
+
+/// Properties that say where a message was first. Those of these names that it has are to be left out before, see [`is_of_origin`].
+pub(super) fn put_origin(out: &mut Vec<u8>, message: &StoredMessage<'_>, topic: &str) {
+    let id = message.offset_message_id().to_string();
+    for (name, value) in [(names::RETRY_TOPIC, topic), (names::ORIGIN_MESSAGE_ID, &*id)] {
+        let known = message.property(name).is_some_and(|known| properties::put(out, name, known).is_ok());
+        if !known {
+            let _ = properties::put(out, name, value); // names of topics and ids have no separators
+        }
+    }
+}
+
+/// True for properties that [`put_origin`] writes.
+pub(super) fn is_of_origin(name: &[u8]) -> bool {
+    matches!(name, b"RETRY_TOPIC" | b"ORIGIN_MESSAGE_ID")
 }
 
 /// A message on its way back.
@@ -207,19 +216,14 @@ impl Shard {
         let reconsume_times = message.reconsume_times();
         let is_dead = back.delay_level < 0 || reconsume_times >= back.reconsume_times_max;
         let mut properties = Vec::new();
-        let is_ours = |name: &[u8]| {
-            delay::is_of_delay(name) || matches!(name, b"RETRY_TOPIC" | b"ORIGIN_MESSAGE_ID" | b"DELAY")
-        };
+        let is_ours = |name: &[u8]| delay::is_of_delay(name) || is_of_origin(name) || name == b"DELAY";
         properties::put_filtered(&mut properties, message.properties(), |name| !is_ours(name));
+        put_origin(&mut properties, message, message.topic());
         let mut put = |name, value: &str| {
             properties::put(&mut properties, name, value).map_err(|error| {
                 Refusal::new(ResponseCode::SYSTEM_ERROR, format!("property {name}: {error}"))
             })
         };
-        put(names::RETRY_TOPIC, message.property(names::RETRY_TOPIC).unwrap_or(message.topic()))?;
-        let physical_offset = message.physical_offset();
-        let id = OffsetMessageId { store_host: message.store_host(), physical_offset }.to_string();
-        put(names::ORIGIN_MESSAGE_ID, message.property(names::ORIGIN_MESSAGE_ID).unwrap_or(&id))?;
         let place = if is_dead {
             put(names::DELAY_TIME_LEVEL, "0")?;
             put(names::WAIT_STORE_MSG_OK, "false")?;

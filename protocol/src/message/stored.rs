@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
-use super::{MESSAGE_MAGIC_V1, MESSAGE_MAGIC_V2, body_crc};
+use super::{MESSAGE_MAGIC_V1, MESSAGE_MAGIC_V2, MessageParts, body_crc};
+use crate::id::OffsetMessageId;
 use crate::properties::Properties;
 use crate::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
 
@@ -202,6 +203,31 @@ impl<'a> StoredMessage<'a> {
     /// The value of one property.
     pub fn property(&self, name: &str) -> Option<&'a str> {
         self.properties().get(name)
+    }
+
+    /// The id made of store host and physical offset.
+    pub fn offset_message_id(&self) -> OffsetMessageId {
+        OffsetMessageId { store_host: self.store_host, physical_offset: self.physical_offset() }
+    }
+
+    /// What the message consists of, with other properties: to store it again, or a changed copy of it.
+    pub fn parts<'p>(&self, properties: &'p [&'p [u8]]) -> MessageParts<'p>
+    where
+        'a: 'p,
+    {
+        MessageParts {
+            topic: self.topic,
+            queue_id: self.queue_id(),
+            flag: self.flag(),
+            sys_flag: self.sys_flag(),
+            born_timestamp: self.born_timestamp(),
+            born_host: self.born_host,
+            store_host: self.store_host,
+            reconsume_times: self.reconsume_times,
+            prepared_transaction_offset: self.prepared_transaction_offset,
+            body: self.body,
+            properties,
+        }
     }
 
     /// Whether the body is what the broker stored.

@@ -159,7 +159,7 @@ impl Shard {
         }
         let stored = message.properties().as_bytes();
         let all = [stored, properties::separator(stored), &added];
-        let parts = MessageParts { topic: &pop.topic, ..parts_of(&message, &all) };
+        let parts = MessageParts { topic: &pop.topic, ..message.parts(&all) };
         if parts.check(&Limits::default()).is_err() {
             // No room for the receipt. As a message of the retry topic it needs none: clients make one of the answer's fields.
             return bytes.clone();
@@ -193,21 +193,4 @@ impl Shard {
 fn put_info(infos: &mut String, info: std::fmt::Arguments<'_>) {
     let separator = if infos.is_empty() { "" } else { ";" };
     write!(infos, "{separator}{info}").expect("a String takes it");
-}
-
-/// What a stored message consists of, with other properties.
-fn parts_of<'a>(message: &StoredMessage<'a>, properties: &'a [&'a [u8]]) -> MessageParts<'a> {
-    MessageParts {
-        topic: message.topic(),
-        queue_id: message.queue_id(),
-        flag: message.flag(),
-        sys_flag: message.sys_flag(),
-        born_timestamp: message.born_timestamp(),
-        born_host: message.born_host(),
-        store_host: message.store_host(),
-        reconsume_times: message.reconsume_times(),
-        prepared_transaction_offset: message.prepared_transaction_offset(),
-        body: message.body(),
-        properties,
-    }
 }

@@ -12,12 +12,11 @@ use super::super::effects::Effects;
 use super::super::limits::{POP_REVIVE_RETRY_MS, POP_REVIVES_MAX, POP_REVIVES_TURN_MAX};
 use super::super::lookups::Waiter;
 use super::super::records::kind;
-use super::super::retry::Again;
+use super::super::retry::{self, Again};
 use super::super::{Refusal, Shard};
 use super::flights::{FlightsId, encode_done};
 use bytes::Bytes;
 use ringmq_protocol::body::{TopicConfig, perm};
-use ringmq_protocol::id::OffsetMessageId;
 use ringmq_protocol::message::{Limits, StoredMessage};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, names};
@@ -161,22 +160,15 @@ impl Shard {
         let first_pop_time = first_pop_time.or_else(|| popped_at.map(|flight| flight.pop_time.to_string()));
         let mut stored = Vec::new();
         let is_ours = |name: &[u8]| {
-            let is_of_dead = is_dead && matches!(name, b"RETRY_TOPIC" | b"ORIGIN_MESSAGE_ID");
-            is_of_dead || matches!(name, b"1ST_POP_TIME" | b"POP_CK")
+            is_dead && retry::is_of_origin(name) || matches!(name, b"1ST_POP_TIME" | b"POP_CK")
         };
         properties::put_filtered(&mut stored, message.properties(), |name| !is_ours(name));
-        let mut put = |name, value: &str| {
-            // Nothing of it has a separator: names of topics, numbers and ids.
-            let _ = properties::put(&mut stored, name, value);
-        };
         if let Some(time) = &first_pop_time {
-            put(names::FIRST_POP_TIME, time);
+            // A client can have sent the property with anything in it: then it is left out.
+            let _ = properties::put(&mut stored, names::FIRST_POP_TIME, time);
         }
         let place = if is_dead {
-            let physical_offset = message.physical_offset();
-            let id = OffsetMessageId { store_host: message.store_host(), physical_offset }.to_string();
-            put(names::RETRY_TOPIC, message.property(names::RETRY_TOPIC).unwrap_or(topic));
-            put(names::ORIGIN_MESSAGE_ID, message.property(names::ORIGIN_MESSAGE_ID).unwrap_or(&id));
+            retry::put_origin(&mut stored, message, topic);
             self.dead_letter_place(&owner.group)?
         } else {
             let retry_topic = name::pop_retry_topic(&owner.group, topic);
