@@ -90,6 +90,8 @@ pub(super) struct Pop {
     kind: Kind,
     group: Rc<str>,
     topic: Rc<str>,
+    /// Of the group, for messages of the topic.
+    retry_topic: Rc<str>,
     /// `None`: all queues.
     queue: Option<QueueId>,
     messages_max: usize,
@@ -108,6 +110,13 @@ pub(super) struct Pop {
     damaged: Vec<PhysicalOffset>,
     /// Its place among those that wait, if it waited before.
     hold: Option<PopHoldId>,
+}
+
+impl Pop {
+    /// The topic that holds the messages.
+    fn topic(&self, source: PopSource) -> &str {
+        if source == PopSource::Topic { &self.topic } else { &self.retry_topic }
+    }
 }
 
 /// A message on its way into an answer.
@@ -254,6 +263,7 @@ impl Shard {
             kind,
             group: group.into(),
             topic: topic.into(),
+            retry_topic: name::pop_retry_topic(group, topic).into(),
             queue,
             messages_max: 1,
             invisible_ms: 0,
@@ -379,7 +389,7 @@ impl Shard {
     }
 
     /// The queues that a pop looks at, in their order.
-    fn sources(&self, pop: &Pop, retry_topic: &str) -> Vec<(PopSource, QueueId)> {
+    fn sources(&self, pop: &Pop) -> Vec<(PopSource, QueueId)> {
         let read_queues =
             |topic: &str| self.topics.get(topic).map_or(0, |topic| topic.config.read_queue_nums);
         let mut sources: Vec<(PopSource, QueueId)> = match pop.queue {
@@ -391,7 +401,7 @@ impl Shard {
             }
         };
         if !pop.is_ordered {
-            let retries = (0..read_queues(retry_topic)).map(|id| (PopSource::RetryV1, QueueId(id)));
+            let retries = (0..read_queues(&pop.retry_topic)).map(|id| (PopSource::RetryV1, QueueId(id)));
             let at = if pop.turn.is_multiple_of(RETRY_FIRST_EVERY) { 0 } else { sources.len() };
             sources.splice(at..at, retries);
         }
@@ -399,12 +409,10 @@ impl Shard {
     }
 
     fn collect(&mut self, pop: &Pop) -> Result<Collected, Missing> {
-        let retry_topic = name::pop_retry_topic(&pop.group, &pop.topic);
         let mut collected = Collected::default();
-        for (source, queue_id) in self.sources(pop, &retry_topic) {
-            let topic = if source == PopSource::Topic { &*pop.topic } else { &*retry_topic };
-            let Some(queue) = self.known_queue(topic, queue_id) else { continue };
-            self.collect_queue(pop, (source, topic, queue_id, queue), &mut collected)?;
+        for (source, queue_id) in self.sources(pop) {
+            let Some(queue) = self.known_queue(pop.topic(source), queue_id) else { continue };
+            self.collect_queue(pop, (source, queue_id, queue), &mut collected)?;
         }
         Ok(collected)
     }
@@ -413,9 +421,10 @@ impl Shard {
     fn collect_queue(
         &mut self,
         pop: &Pop,
-        (source, topic, queue_id, queue): (PopSource, &str, QueueId, QueueIx),
+        (source, queue_id, queue): (PopSource, QueueId, QueueIx),
         collected: &mut Collected,
     ) -> Result<(), Missing> {
+        let topic = pop.topic(source);
         let (min, max) = self.bounds(queue)?;
         let committed = self.offsets.get(&pop.group, topic, queue_id);
         let start = match committed {
@@ -427,9 +436,9 @@ impl Shard {
         let (messages, gone) = (Vec::new(), Vec::new());
         let mut section =
             Section { source, queue_id, start, next: start, is_progress: false, messages, gone };
-        let is_open = !collected.is_full && self.take_again(pop, topic, queue, &mut section, collected)?;
+        let is_open = !collected.is_full && self.take_again(pop, queue, &mut section, collected)?;
         if is_open {
-            self.take_new(pop, topic, queue, max, &mut section, collected)?;
+            self.take_new(pop, queue, max, &mut section, collected)?;
         }
         section.is_progress = committed != Some(section.next);
         if let Some(first) = section.messages.first() {
@@ -444,12 +453,12 @@ impl Shard {
     fn take_again(
         &mut self,
         pop: &Pop,
-        topic: &str,
         queue: QueueIx,
         section: &mut Section,
         collected: &mut Collected,
     ) -> Result<bool, Missing> {
         let now = self.now.wall_ms;
+        let topic = pop.topic(section.source);
         let Some(in_flight) = self.pops.flights.of(&pop.group, topic, section.queue_id) else {
             return Ok(true);
         };
@@ -490,7 +499,6 @@ impl Shard {
     fn take_new(
         &mut self,
         pop: &Pop,
-        topic: &str,
         queue: QueueIx,
         max: QueueOffset,
         section: &mut Section,
@@ -498,8 +506,8 @@ impl Shard {
     ) -> Result<(), Missing> {
         // A message that comes back was wanted when it was first given.
         let filter = if section.source == PopSource::Topic { &*pop.filter } else { &Filter::All };
-        let in_flight =
-            self.pops.flights.of(&pop.group, topic, section.queue_id).map_or(0, |of| of.flights.len());
+        let in_flight = self.pops.flights.of(&pop.group, pop.topic(section.source), section.queue_id);
+        let in_flight = in_flight.map_or(0, |of| of.flights.len());
         let room = POP_QUEUE_FLIGHTS_MAX.saturating_sub(in_flight);
         let room = room.min(POP_FLIGHTS_MAX.saturating_sub(self.pops.flights.len() + collected.messages));
         let count = if *filter == Filter::All { pop.messages_max } else { SEALED_SCAN_MAX };
@@ -591,9 +599,8 @@ impl Shard {
     /// Messages that a filter does not want are not looked at again. Where messages are given, the record says it. A reset of the
     /// offset has been taken with that.
     fn note_progress(&mut self, pop: &Pop, collected: &Collected) {
-        let retry_topic = name::pop_retry_topic(&pop.group, &pop.topic);
         for section in &collected.sections {
-            let topic = if section.source == PopSource::Topic { &*pop.topic } else { &*retry_topic };
+            let topic = pop.topic(section.source);
             let (group, queue_id, offset) = (&*pop.group, section.queue_id, section.next);
             let commit = Commit { group, topic, queue_id, offset };
             if self.offsets.pending_reset(group, topic, queue_id).is_some() {
@@ -608,13 +615,12 @@ impl Shard {
 
     /// O1: the record that says what is in flight. The messages are, from here on.
     fn stage_pop(&mut self, pop: Box<Pop>, collected: Collected, fx: &mut Effects) {
-        let retry_topic = name::pop_retry_topic(&pop.group, &pop.topic);
         let pop_time = self.now.wall_ms;
         let (until, is_ordered) = (pop_time + pop.invisible_ms, pop.is_ordered);
         let (mut popped_body, mut done_body) = (Vec::new(), Vec::new());
         let mut all = Vec::new();
         for section in &collected.sections {
-            let topic = if section.source == PopSource::Topic { &*pop.topic } else { &*retry_topic };
+            let topic = pop.topic(section.source);
             if !section.gone.is_empty() {
                 encode_done(&pop.group, topic, section.queue_id, &section.gone, &mut done_body);
             }

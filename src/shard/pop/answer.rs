@@ -8,7 +8,6 @@ use super::{Given, Kind, Pop, Section, TIMED_OUT};
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::message::{Limits, MessageParts, StoredMessage, encode_into, encoded_len};
-use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::receipt::{PopSource, REVIVE_QUEUE_ORDERED, Receipt};
 use ringmq_protocol::request::PopMessageResponse;
@@ -59,9 +58,8 @@ impl Shard {
         let (mut start_info, mut offset_info, mut count_info) = (String::new(), String::new(), String::new());
         let mut done_body = Vec::new();
         let mut body = Vec::new();
-        let retry_topic = name::pop_retry_topic(&pop.group, &pop.topic);
         for section in &sections {
-            let topic = if section.source == PopSource::Topic { &*pop.topic } else { &*retry_topic };
+            let topic = pop.topic(section.source);
             let (flag, queue_id) = (section.source.flag(), section.queue_id.0);
             let (lost, given): (Vec<&Given>, Vec<&Given>) =
                 section.messages.iter().partition(|given| given.is_lost);

@@ -8,7 +8,6 @@ use super::super::limits::{POP_HOLDS_MAX, POP_QUEUE_HOLDS_MAX};
 use super::super::{Refusal, Shard};
 use super::{Kind, Pop, TIMED_OUT};
 use ringmq_protocol::code::ResponseCode;
-use ringmq_protocol::name;
 use ringmq_protocol::request::NotificationResponse;
 use ringmq_protocol::types::QueueId;
 use ringmq_storage::TopicHash;
@@ -38,8 +37,7 @@ impl Pop {
     }
 
     fn topics(&self) -> [TopicHash; 2] {
-        let retry = name::pop_retry_topic(&self.group, &self.topic);
-        [TopicHash::of(&self.topic), TopicHash::of(&retry)]
+        [TopicHash::of(&self.topic), TopicHash::of(&self.retry_topic)]
     }
 }
 
