@@ -85,19 +85,18 @@ impl Shard {
     /// an online group does not subscribe to are left out.
     fn consume_stats(&mut self, asked: &GetConsumeStatsRequest<'_>) -> Result<ConsumeStats, Refusal> {
         let group = &*asked.consumer_group;
-        let listed: Vec<String> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
+        let mut listed: Vec<String> = match (asked.topic_list.as_deref(), asked.topic.as_deref()) {
             (Some(list), _) if !list.is_empty() => {
                 list.split(';').filter(|topic| !topic.is_empty()).map(str::to_owned).collect()
             }
             (_, Some(topic)) if !topic.is_empty() => vec![topic.to_owned()],
             _ => self.offsets.topics_of(group).map(str::to_owned).collect(),
         };
+        listed.retain(|name| !self.does_not_subscribe(group, name));
         let mut stats = ConsumeStats::default();
         let mut missing = Missing::default();
-        for name in
-            listed.iter().filter(|name| !self.does_not_subscribe(group, name)).cloned().collect::<Vec<_>>()
-        {
-            self.add_progress(group, &name, &mut stats, &mut missing);
+        for name in &listed {
+            self.add_progress(group, name, &mut stats, &mut missing);
         }
         if missing.0.is_empty() { Ok(stats) } else { Err(missing.into()) }
     }

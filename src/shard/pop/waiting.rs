@@ -27,7 +27,7 @@ pub(in crate::shard) struct PopHolds {
     deadlines: BTreeSet<(i64, PopHoldId)>,
     /// By each topic whose messages they want.
     topics: FxHashMap<TopicHash, BTreeMap<Side, BTreeSet<PopHoldId>>>,
-    connections: FxHashMap<ConnectionId, BTreeSet<PopHoldId>>,
+    connections: BTreeSet<(ConnectionId, PopHoldId)>,
     next_id: u64,
 }
 
@@ -67,7 +67,7 @@ impl PopHolds {
         for topic in pop.topics() {
             self.topics.entry(topic).or_default().entry(pop.side()).or_default().insert(id);
         }
-        self.connections.entry(pop.to.connection).or_default().insert(id);
+        self.connections.insert((pop.to.connection, id));
         self.pops.insert(id, pop);
     }
 
@@ -88,12 +88,7 @@ impl PopHolds {
                 }
             }
         }
-        if let Some(ids) = self.connections.get_mut(&pop.to.connection) {
-            ids.remove(&id);
-            if ids.is_empty() {
-                self.connections.remove(&pop.to.connection);
-            }
-        }
+        self.connections.remove(&(pop.to.connection, id));
         Some(pop)
     }
 
@@ -108,7 +103,9 @@ impl PopHolds {
 
     /// Forgets the pops of a closed connection.
     pub(in crate::shard) fn on_closed(&mut self, connection: ConnectionId) {
-        for id in self.connections.remove(&connection).unwrap_or_default() {
+        let all = (connection, PopHoldId(0))..=(connection, PopHoldId(u64::MAX));
+        let ids: Vec<PopHoldId> = self.connections.range(all).map(|(_, id)| *id).collect();
+        for id in ids {
             self.take(id);
         }
     }
