@@ -35,6 +35,17 @@ impl Got {
     fn receipt(&self) -> Receipt<'_> {
         Receipt::parse(&self.receipt).unwrap()
     }
+
+    fn ack_request(&self) -> AckMessageRequest<'_> {
+        let receipt = self.receipt();
+        AckMessageRequest {
+            consumer_group: "g".into(),
+            topic: receipt.source.topic_of("g", "T").into(),
+            queue_id: receipt.queue_id.0 as i32,
+            extra_info: (&*self.receipt).into(),
+            offset: receipt.queue_offset.unwrap().0 as i64,
+        }
+    }
 }
 
 fn bodies(got: &[Got]) -> Vec<&str> {
@@ -143,15 +154,7 @@ impl Fixture {
 
     /// Code of the answer to an acknowledgement.
     fn ack(&mut self, got: &Got) -> i32 {
-        let receipt = got.receipt();
-        let request = AckMessageRequest {
-            consumer_group: "g".into(),
-            topic: receipt.source.topic_of("g", "T").into(),
-            queue_id: receipt.queue_id.0 as i32,
-            extra_info: got.receipt.clone().into(),
-            offset: receipt.queue_offset.unwrap().0 as i64,
-        };
-        let opaque = self.request(RequestCode::ACK_MESSAGE, &request, &[]);
+        let opaque = self.request(RequestCode::ACK_MESSAGE, &got.ack_request(), &[]);
         self.calm();
         self.answer(opaque).unwrap().code
     }
@@ -159,12 +162,13 @@ impl Fixture {
     /// The new receipt, if the old one counts.
     fn change(&mut self, got: &Got, invisible_ms: i64) -> Option<Got> {
         let receipt = got.receipt();
+        let AckMessageRequest { consumer_group, topic, queue_id, extra_info, offset } = got.ack_request();
         let request = ChangeInvisibleTimeRequest {
-            consumer_group: "g".into(),
-            topic: receipt.source.topic_of("g", "T").into(),
-            queue_id: receipt.queue_id.0 as i32,
-            extra_info: got.receipt.clone().into(),
-            offset: receipt.queue_offset.unwrap().0 as i64,
+            consumer_group,
+            topic,
+            queue_id,
+            extra_info,
+            offset,
             invisible_time: invisible_ms,
         };
         let opaque = self.request(RequestCode::CHANGE_MESSAGE_INVISIBLETIME, &request, &[]);

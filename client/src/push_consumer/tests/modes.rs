@@ -26,6 +26,17 @@ fn seen() -> (impl Fn(&MessageExt), mpsc::UnboundedReceiver<(Bytes, i32)>) {
     (see, receiver)
 }
 
+/// A broker with one message, that gives nobody a lock while `refuses` says so.
+async fn broker_without_locks(refuses: &Arc<AtomicBool>) -> FakeServer {
+    let refuses = refuses.clone();
+    let broker = group_broker_but(&["x"], ResponseCode::SUCCESS, move |request| {
+        let is_lock = RequestCode(request.code) == RequestCode::LOCK_BATCH_MQ;
+        (is_lock && refuses.load(Ordering::SeqCst))
+            .then(|| respond(request, ResponseCode::SUCCESS, &(), "{\"lockOKMQSet\":[]}"))
+    });
+    broker.await
+}
+
 #[tokio::test]
 async fn a_failed_message_holds_those_behind_it() {
     let broker = group_broker(&["x", "fails", "z"], ResponseCode::SUCCESS).await;
@@ -63,13 +74,7 @@ async fn a_failed_message_holds_those_behind_it() {
 #[tokio::test]
 async fn without_a_lock_nothing_is_pulled() {
     let refused = Arc::new(AtomicBool::new(true));
-    let refuses = refused.clone();
-    let broker = group_broker_but(&["x"], ResponseCode::SUCCESS, move |request| {
-        let is_lock = RequestCode(request.code) == RequestCode::LOCK_BATCH_MQ;
-        (is_lock && refuses.load(Ordering::SeqCst))
-            .then(|| respond(request, ResponseCode::SUCCESS, &(), "{\"lockOKMQSet\":[]}"))
-    })
-    .await;
+    let broker = broker_without_locks(&refused).await;
     let (_name_server, client) = client(&broker).await;
     let (see, mut saw) = seen();
     let consumer = builder(&client)
@@ -92,13 +97,7 @@ async fn without_a_lock_nothing_is_pulled() {
 #[tokio::test]
 async fn after_a_lost_lock_nothing_counts() {
     let lost = Arc::new(AtomicBool::new(false));
-    let is_lost = lost.clone();
-    let broker = group_broker_but(&["x"], ResponseCode::SUCCESS, move |request| {
-        let is_lock = RequestCode(request.code) == RequestCode::LOCK_BATCH_MQ;
-        (is_lock && is_lost.load(Ordering::SeqCst))
-            .then(|| respond(request, ResponseCode::SUCCESS, &(), "{\"lockOKMQSet\":[]}"))
-    })
-    .await;
+    let broker = broker_without_locks(&lost).await;
     let (_name_server, client) = client(&broker).await;
     let (see, mut saw) = seen();
     let running = Arc::new(AtomicUsize::new(0));
