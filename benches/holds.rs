@@ -20,7 +20,7 @@ use clap::Parser;
 use ringmq_protocol::code::RequestCode;
 use ringmq_protocol::properties;
 use ringmq_protocol::request::{
-    CreateTopicRequest, GetMaxOffsetRequest, PullMessageRequest, SendMessageRequest, pull_flag,
+    CreateTopicRequest, GetMaxOffsetRequest, PullMessageRequest, SendMessageRequest,
 };
 use ringmq_protocol::types::QueueId;
 use ringmq_tests::process::{cpu_ticks, resident_bytes};
@@ -62,40 +62,15 @@ impl Bench {
     }
 
     fn create(&mut self, topic: &str, queues: usize) {
-        let request = CreateTopicRequest {
-            topic: topic.into(),
-            default_topic: "TBW102".into(),
-            read_queue_nums: queues as i32,
-            write_queue_nums: queues as i32,
-            perm: 6,
-            topic_filter_type: "SINGLE_TAG".into(),
-            topic_sys_flag: None,
-            order: false,
-            attributes: None,
-            force: false,
-        };
+        let request = CreateTopicRequest::new(topic, queues as i32);
         let response = self.writer.call(RequestCode::UPDATE_AND_CREATE_TOPIC, &request, Bytes::new());
         assert_eq!(response.code, 0, "{response:?}");
     }
 
     /// Parks the i-th pull on one of the connections.
     fn park(&mut self, i: usize, topic: &str, queue: usize, offset: i64, hold_ms: i64, tags: &str) {
-        let request = PullMessageRequest {
-            consumer_group: "holds".into(),
-            topic: topic.into(),
-            queue_id: queue as i32,
-            queue_offset: offset,
-            max_msg_nums: 32,
-            sys_flag: pull_flag::SUBSCRIPTION | pull_flag::SUSPEND,
-            commit_offset: 0,
-            suspend_timeout_millis: hold_ms,
-            subscription: Some(tags.into()),
-            sub_version: 0,
-            expression_type: Some("TAG".into()),
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
-        };
+        let request =
+            PullMessageRequest::new("holds", topic, queue as i32, offset).filtered(tags).held(hold_ms);
         let reader = i % self.readers.len();
         self.readers[reader]
             .send(RequestCode::PULL_MESSAGE, &request, Bytes::new())

@@ -152,16 +152,10 @@ impl Admin {
         let changes: Vec<String> =
             settings.attributes.iter().map(|(name, value)| format!("+{name}={value}")).collect();
         let request = CreateTopicRequest {
-            topic: topic.into(),
-            default_topic: name::AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
-            read_queue_nums: queues,
-            write_queue_nums: queues,
             perm: if settings.readable { 4 } else { 0 } | if settings.writable { 2 } else { 0 },
-            topic_filter_type: "SINGLE_TAG".into(),
-            topic_sys_flag: Some(0),
             order,
             attributes: (!changes.is_empty()).then(|| changes.join(",").into()),
-            force: false,
+            ..CreateTopicRequest::new(topic, queues)
         };
         let call = Call::new(RequestCode::UPDATE_AND_CREATE_TOPIC, &request);
         let mut names = Vec::new();

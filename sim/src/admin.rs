@@ -2,7 +2,7 @@
 
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
-use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, PullMessageRequest, pull_flag};
+use ringmq_protocol::request::{CreateTopicRequest, DeleteTopicRequest, PullMessageRequest};
 use ringmq_ring::sim::Random;
 
 use crate::checker::TopicId;
@@ -118,39 +118,15 @@ impl Admin {
 }
 
 fn create(wire: &mut Wire<Asked>, now: u64, topic: &Topic) {
-    let request = CreateTopicRequest {
-        topic: topic.name.clone().into(),
-        default_topic: "TBW102".into(),
-        read_queue_nums: topic.queues as i32,
-        write_queue_nums: topic.queues as i32,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
-        order: false,
-        attributes: None,
-        force: false,
-    };
+    let request = CreateTopicRequest::new(&*topic.name, topic.queues as i32);
     let asked = Asked::CreateTopic(topic.id);
     wire.ask(now, RequestCode::UPDATE_AND_CREATE_TOPIC, &request, Vec::new(), asked);
 }
 
 /// Leaves a pull at the end of a queue that is about to go: it has to be answered all the same.
 fn wait_at(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, topic: &Topic) {
-    let request = PullMessageRequest {
-        consumer_group: "waiting".into(),
-        topic: topic.name.clone().into(),
-        queue_id: 0,
-        queue_offset: ctx.random.below(8) as i64,
-        max_msg_nums: 32,
-        sys_flag: pull_flag::SUSPEND | pull_flag::SUBSCRIPTION,
-        commit_offset: 0,
-        suspend_timeout_millis: 15_000,
-        subscription: Some("*".into()),
-        sub_version: 0,
-        expression_type: None,
-        max_msg_bytes: None,
-        request_source: None,
-        proxy_forward_client_id: None,
-    };
+    let request = PullMessageRequest::new("waiting", &*topic.name, 0, ctx.random.below(8) as i64)
+        .filtered("*")
+        .held(15_000);
     wire.ask(ctx.now, RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::PullScratch);
 }

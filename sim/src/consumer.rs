@@ -185,30 +185,18 @@ impl Consumer {
         let (queue, from) = (cursor.queue, cursor.next);
         cursor.is_asked = true;
         let commits = from > 0 && ctx.random.chance(self.commit_percent / 5);
-        let mut sys_flag = if self.hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
+        let topic = &*ctx.topics[queue.topic.0].name;
+        let mut request =
+            PullMessageRequest::new(&*self.name, topic, queue.id as i32, from as i64).held(self.hold_ms);
+        request.max_msg_nums = self.messages_max;
         if self.is_filter_sent {
-            sys_flag |= pull_flag::SUBSCRIPTION;
+            request = request.filtered(expression);
         }
         if commits {
-            sys_flag |= pull_flag::COMMIT_OFFSET;
+            request.sys_flag |= pull_flag::COMMIT_OFFSET;
+            request.commit_offset = from as i64;
             ctx.checker.committing(CommitKey { group: self.group, queue }, from);
         }
-        let request = PullMessageRequest {
-            consumer_group: self.name.as_str().into(),
-            topic: ctx.topics[queue.topic.0].name.clone().into(),
-            queue_id: queue.id as i32,
-            queue_offset: from as i64,
-            max_msg_nums: self.messages_max,
-            sys_flag,
-            commit_offset: if commits { from as i64 } else { 0 },
-            suspend_timeout_millis: self.hold_ms,
-            subscription: self.is_filter_sent.then(|| expression.into()),
-            sub_version: 0,
-            expression_type: None,
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
-        };
         let pulling = Pulling {
             queue,
             from,

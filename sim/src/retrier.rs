@@ -8,7 +8,7 @@ use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::messages;
 use ringmq_protocol::properties::{self, names};
 use ringmq_protocol::request::{
-    ConsumerSendMsgBackRequest, PullMessageRequest, PullMessageResponse, SendMessageRequest, pull_flag,
+    ConsumerSendMsgBackRequest, PullMessageRequest, PullMessageResponse, SendMessageRequest,
 };
 use ringmq_protocol::types::PhysicalOffset;
 use ringmq_ring::sim::Random;
@@ -143,20 +143,8 @@ impl Retrier {
         let cursor = &mut self.cursors[usize::from(is_retry)];
         cursor.is_asked = true;
         let request = PullMessageRequest {
-            consumer_group: group.into(),
-            topic: topic.into(),
-            queue_id: 0,
-            queue_offset: cursor.next as i64,
             max_msg_nums: 8,
-            sys_flag: pull_flag::SUBSCRIPTION,
-            commit_offset: 0,
-            suspend_timeout_millis: 0,
-            subscription: Some("*".into()),
-            sub_version: 0,
-            expression_type: None,
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
+            ..PullMessageRequest::new(group, topic, 0, cursor.next as i64).filtered("*")
         };
         let asked = Asked::Late(Late::Pull { is_retry, from: cursor.next });
         wire.ask(ctx.now, RequestCode::PULL_MESSAGE, &request, Vec::new(), asked);

@@ -19,7 +19,7 @@ use ringmq_protocol::frame::{Codec, Fields, RemotingCommand};
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{
     CreateTopicRequest, OffsetResponse, PullMessageRequest, PullMessageResponse, QueryConsumerOffsetRequest,
-    SendMessageRequest, SendMessageResponse, UpdateConsumerOffsetRequest, pull_flag,
+    SendMessageRequest, SendMessageResponse, UpdateConsumerOffsetRequest,
 };
 use ringmq_protocol::types::{Opaque, QueueId, QueueOffset, StoreTimestamp};
 use ringmq_storage::{Boundary, LogConfig, LogWrite, MemoryStore};
@@ -225,23 +225,7 @@ impl Fixture {
 }
 
 fn pull_request<'a>(topic: &'a str, from: i64, hold_ms: i64, expression: &'a str) -> PullMessageRequest<'a> {
-    let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
-    PullMessageRequest {
-        consumer_group: "g".into(),
-        topic: topic.into(),
-        queue_id: 0,
-        queue_offset: from,
-        max_msg_nums: 32,
-        sys_flag: suspend | pull_flag::SUBSCRIPTION,
-        commit_offset: 0,
-        suspend_timeout_millis: hold_ms,
-        subscription: Some(expression.into()),
-        sub_version: 0,
-        expression_type: None,
-        max_msg_bytes: None,
-        request_source: None,
-        proxy_forward_client_id: None,
-    }
+    PullMessageRequest::new("g", topic, 0, from).filtered(expression).held(hold_ms)
 }
 
 fn send_request(topic: &str, queue_id: i32, properties: &str, batch: bool) -> SendMessageRequest<'static> {
@@ -436,18 +420,7 @@ fn everything_that_was_acknowledged_is_there_after_a_restart() {
     };
     let commit = f.request(RequestCode::UPDATE_CONSUMER_OFFSET, &commit, &[]);
     assert!(f.answer(commit).is_none(), "the offset is not on disk yet");
-    let create = CreateTopicRequest {
-        topic: "Made".into(),
-        default_topic: "TBW102".into(),
-        read_queue_nums: 3,
-        write_queue_nums: 3,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
-        order: false,
-        attributes: None,
-        force: false,
-    };
+    let create = CreateTopicRequest::new("Made", 3);
     let create = f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
     f.settle();
     assert_eq!(f.answer(commit).unwrap().code, 0);

@@ -18,7 +18,7 @@ use ringmq_protocol::request::{
 use ringmq_protocol::types::QueueId;
 use ringmq_tests::{Broker, Options, Raw};
 
-use crate::requests::{TEMPLATE, bodies, heartbeat, max_offset, pull, send, send_with, store};
+use crate::requests::{bodies, heartbeat, max_offset, pull, send, send_with, store};
 
 const TOPIC: &str = "Topic";
 
@@ -212,18 +212,7 @@ fn right_frames(raw: Raw) -> Vec<Vec<u8>> {
         let entry = BatchEntry { flag: 1, body: text.as_bytes(), properties: b"KEYS\x01k\x02TAGS\x01t" };
         entry.encode(&mut batch).unwrap();
     }
-    let topic = CreateTopicRequest {
-        topic: "Mutated".into(),
-        default_topic: TEMPLATE.into(),
-        read_queue_nums: 4,
-        write_queue_nums: 4,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
-        order: false,
-        attributes: None,
-        force: false,
-    };
+    let topic = CreateTopicRequest::new("Mutated", 4);
     let offset = QueryConsumerOffsetRequest {
         consumer_group: "readers".into(),
         topic: "Mutated".into(),

@@ -7,13 +7,13 @@ use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::messages;
 use ringmq_protocol::properties;
 use ringmq_protocol::request::{
-    GetMaxOffsetRequest, PullMessageRequest, SendMessageRequest, SendMessageResponse, pull_flag,
+    GetMaxOffsetRequest, PullMessageRequest, SendMessageRequest, SendMessageResponse,
 };
 use ringmq_protocol::types::QueueId;
 use ringmq_tests::Raw;
 
 /// The topic whose settings a new topic gets.
-pub(crate) const TEMPLATE: &str = "TBW102";
+const TEMPLATE: &str = "TBW102";
 
 pub(crate) fn send(topic: &str, queue_id: i32) -> SendMessageRequest<'_> {
     SendMessageRequest {
@@ -43,22 +43,9 @@ pub(crate) fn send_with<'a>(topic: &'a str, name: &str, value: &str) -> SendMess
 
 /// A pull of queue 0 that may wait for `hold_ms`, for messages with one of these tags.
 pub(crate) fn pull<'a>(topic: &'a str, offset: i64, hold_ms: i64, tags: &'a str) -> PullMessageRequest<'a> {
-    let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
     PullMessageRequest {
-        consumer_group: "readers".into(),
-        topic: topic.into(),
-        queue_id: 0,
-        queue_offset: offset,
-        max_msg_nums: 32,
-        sys_flag: pull_flag::SUBSCRIPTION | suspend,
-        commit_offset: 0,
-        suspend_timeout_millis: hold_ms,
-        subscription: Some(tags.into()),
-        sub_version: 0,
         expression_type: Some("TAG".into()),
-        max_msg_bytes: None,
-        request_source: None,
-        proxy_forward_client_id: None,
+        ..PullMessageRequest::new("readers", topic, 0, offset).filtered(tags).held(hold_ms)
     }
 }
 

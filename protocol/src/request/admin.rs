@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use super::field::headers;
+use crate::body::perm;
+use crate::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
 
 headers! {
     /// UPDATE_AND_CREATE_TOPIC (17).
@@ -175,5 +177,23 @@ headers! {
         index: i64 = "index",
         count: i32 = "count",
         consumer_group: Option<Cow<'a, str>> = "consumerGroup",
+    }
+}
+
+impl<'a> CreateTopicRequest<'a> {
+    /// A topic of so many queues that can be written and read, as RocketMQ's clients ask for it.
+    pub fn new(topic: impl Into<Cow<'a, str>>, queues: i32) -> Self {
+        Self {
+            topic: topic.into(),
+            default_topic: AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
+            read_queue_nums: queues,
+            write_queue_nums: queues,
+            perm: perm::READ | perm::WRITE,
+            topic_filter_type: "SINGLE_TAG".into(),
+            topic_sys_flag: Some(0),
+            order: false,
+            attributes: None,
+            force: false,
+        }
     }
 }

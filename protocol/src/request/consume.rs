@@ -195,3 +195,44 @@ headers! {
         client_addr: Option<Cow<'a, str>> = "clientAddr",
     }
 }
+
+impl<'a> PullMessageRequest<'a> {
+    /// A pull of at most 32 messages, by the filter that the group's heartbeats name, answered at once.
+    pub fn new(
+        consumer_group: impl Into<Cow<'a, str>>,
+        topic: impl Into<Cow<'a, str>>,
+        queue_id: i32,
+        queue_offset: i64,
+    ) -> Self {
+        Self {
+            consumer_group: consumer_group.into(),
+            topic: topic.into(),
+            queue_id,
+            queue_offset,
+            max_msg_nums: 32,
+            sys_flag: 0,
+            commit_offset: 0,
+            suspend_timeout_millis: 0,
+            subscription: None,
+            sub_version: 0,
+            expression_type: None,
+            max_msg_bytes: None,
+            request_source: None,
+            proxy_forward_client_id: None,
+        }
+    }
+
+    /// With a filter of its own: tags with `||` between them, `*` for all messages.
+    #[must_use]
+    pub fn filtered(self, tags: impl Into<Cow<'a, str>>) -> Self {
+        let sys_flag = self.sys_flag | pull_flag::SUBSCRIPTION;
+        Self { sys_flag, subscription: Some(tags.into()), ..self }
+    }
+
+    /// It may wait for so many milliseconds; not at all for 0.
+    #[must_use]
+    pub fn held(self, hold_ms: i64) -> Self {
+        let suspend = if hold_ms > 0 { pull_flag::SUSPEND } else { 0 };
+        Self { sys_flag: self.sys_flag | suspend, suspend_timeout_millis: hold_ms, ..self }
+    }
+}

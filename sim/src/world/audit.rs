@@ -6,7 +6,7 @@ use std::ops::Range;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::message::{StoredMessage, messages};
 use ringmq_protocol::properties::names;
-use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse, pull_flag};
+use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse};
 
 use super::{MILLI, SECOND, World};
 use crate::checker::retries::Retry;
@@ -169,20 +169,8 @@ impl World {
         let mut is_any = false;
         loop {
             let request = PullMessageRequest {
-                consumer_group: "auditor".into(),
-                topic: topic.into(),
-                queue_id: queue_id as i32,
-                queue_offset: from,
                 max_msg_nums: 1000,
-                sys_flag: pull_flag::SUBSCRIPTION,
-                commit_offset: 0,
-                suspend_timeout_millis: 0,
-                subscription: Some("*".into()),
-                sub_version: 0,
-                expression_type: None,
-                max_msg_bytes: None,
-                request_source: None,
-                proxy_forward_client_id: None,
+                ..PullMessageRequest::new("auditor", topic, queue_id as i32, from).filtered("*")
             };
             wire.ask(self.cores[core].now(), RequestCode::PULL_MESSAGE, &request, Vec::new(), Asked::Audit);
             let Some((_, answer)) = self.answer(core, wire) else { return true };

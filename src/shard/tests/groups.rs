@@ -66,22 +66,7 @@ impl Fixture {
 
     /// Code and forbidden type of the answer to a pull of the group that relies on its heartbeats.
     fn pull_code(&mut self, group: &str) -> (i32, Option<i32>) {
-        let pull = PullMessageRequest {
-            consumer_group: group.to_owned().into(),
-            topic: "T".into(),
-            queue_id: 0,
-            queue_offset: 0,
-            max_msg_nums: 32,
-            sys_flag: 0,
-            commit_offset: 0,
-            suspend_timeout_millis: 0,
-            subscription: None,
-            sub_version: 0,
-            expression_type: None,
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
-        };
+        let pull = PullMessageRequest::new(group.to_owned(), "T", 0, 0);
         let asked = self.request(RequestCode::PULL_MESSAGE, &pull, &[]);
         self.read_all();
         let answer = self.answer(asked).unwrap();

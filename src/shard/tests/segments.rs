@@ -129,16 +129,9 @@ pub(super) fn create_request(
     attributes: &str,
 ) -> CreateTopicRequest<'static> {
     CreateTopicRequest {
-        topic: topic.into(),
-        default_topic: "".into(),
-        read_queue_nums: queues,
-        write_queue_nums: queues,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: None,
         order,
         attributes: (!attributes.is_empty()).then(|| attributes.to_owned().into()),
-        force: false,
+        ..CreateTopicRequest::new(topic, queues)
     }
 }
 

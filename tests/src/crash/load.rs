@@ -16,7 +16,7 @@ use ringmq_protocol::message::messages;
 use ringmq_protocol::properties;
 use ringmq_protocol::request::{
     CreateTopicRequest, PullMessageRequest, PullMessageResponse, SendMessageRequest, SendMessageResponse,
-    UpdateConsumerOffsetRequest, pull_flag,
+    UpdateConsumerOffsetRequest,
 };
 use ringmq_protocol::types::QueueId;
 use std::borrow::Cow;
@@ -172,28 +172,13 @@ pub fn make_load_topics(addresses: &[SocketAddr], history: &mut History) -> Resu
             let response = super::survey::call(
                 &mut connection,
                 RequestCode::UPDATE_AND_CREATE_TOPIC,
-                &create_topic(topic, queues),
+                &CreateTopicRequest::new(topic, queues as i32),
             )?;
             expect(&response, &[ResponseCode::SUCCESS])?;
             history.topics.insert((shard, topic.to_owned()), queues);
         }
     }
     Ok(())
-}
-
-fn create_topic(topic: &str, queues: u32) -> CreateTopicRequest<'_> {
-    CreateTopicRequest {
-        topic: topic.into(),
-        default_topic: "TBW102".into(),
-        read_queue_nums: queues as i32,
-        write_queue_nums: queues as i32,
-        perm: 6,
-        topic_filter_type: "SINGLE_TAG".into(),
-        topic_sys_flag: Some(0),
-        order: false,
-        attributes: None,
-        force: false,
-    }
 }
 
 /// An answer with another code than these is not what this load is made to get.
@@ -358,22 +343,11 @@ fn send_request(queue: QueueKey, properties: Option<&str>, batch: bool) -> SendM
 
 /// A pull of `queue` from `offset`.
 pub fn pull_request(queue: QueueKey, offset: u64, suspend_ms: i64) -> PullMessageRequest<'static> {
-    let suspend = if suspend_ms > 0 { pull_flag::SUSPEND } else { 0 };
     PullMessageRequest {
-        consumer_group: GROUP.into(),
-        topic: queue.topic.into(),
-        queue_id: queue.queue as i32,
-        queue_offset: offset as i64,
         max_msg_nums: 1024,
-        sys_flag: pull_flag::SUBSCRIPTION | suspend,
-        commit_offset: 0,
-        suspend_timeout_millis: suspend_ms,
-        subscription: Some("*".into()),
-        sub_version: 0,
-        expression_type: None,
-        max_msg_bytes: None,
-        request_source: None,
-        proxy_forward_client_id: None,
+        ..PullMessageRequest::new(GROUP, queue.topic, queue.queue as i32, offset as i64)
+            .filtered("*")
+            .held(suspend_ms)
     }
 }
 
@@ -484,8 +458,11 @@ fn make_topics(address: SocketAddr, shard: u16, cycle: u32, gate: &Gate) -> Resu
     for number in 0..TOPICS_MADE {
         let topic = format!("Made-{cycle}-{number}");
         let queues = 1 + (cycle + number) % 7;
-        let sent =
-            connection.send(RequestCode::UPDATE_AND_CREATE_TOPIC, &create_topic(&topic, queues), Vec::new());
+        let sent = connection.send(
+            RequestCode::UPDATE_AND_CREATE_TOPIC,
+            &CreateTopicRequest::new(&*topic, queues as i32),
+            Vec::new(),
+        );
         if sent.is_err() {
             break;
         }
