@@ -159,9 +159,8 @@ impl Shard {
         let popped_at = popped_at.and_then(|of| of.flights.get(&message.queue_offset()));
         let first_pop_time = first_pop_time.or_else(|| popped_at.map(|flight| flight.pop_time.to_string()));
         let mut stored = Vec::new();
-        let is_ours = |name: &[u8]| {
-            is_dead && retry::is_of_origin(name) || matches!(name, b"1ST_POP_TIME" | b"POP_CK")
-        };
+        let is_ours =
+            |name: &[u8]| is_dead && retry::is_of_origin(name) || matches!(name, b"1ST_POP_TIME" | b"POP_CK");
         properties::put_filtered(&mut stored, message.properties(), |name| !is_ours(name));
         if let Some(time) = &first_pop_time {
             // A client can have sent the property with anything in it: then it is left out.
