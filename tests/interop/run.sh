@@ -12,6 +12,7 @@ usage: run.sh NAMESRV_ADDR [Java client versions…] [options]
   --phase before|after     only the two halves of the offsets scenario; restart the broker between them
   --run-id ID              run id; `after` needs that of `before` and finds it by itself in the same clone
   --restart COMMAND        kills the broker and returns when it is back: for the scenario that wants this
+  --native PROGRAM         the built interop_native: for the scenario of what Java and the native client exchange
   --reference              the broker is Apache's: leave out what RingMQ promises beyond it
 Java client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
 failed; 2: wrong arguments.
@@ -22,12 +23,12 @@ fail_usage() { echo "$1" >&2; usage >&2; exit 2; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 java_dir=$here/java go_dir=$here/go node_dir=$here/node
-versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv="" restart=""
+versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv="" restart="" native=""
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit 0 ;;
         --reference) reference=true ;;
-        --clients | --only | --codec | --brokers | --phase | --run-id | --restart)
+        --clients | --only | --codec | --brokers | --phase | --run-id | --restart | --native)
             [ $# -ge 2 ] || fail_usage "$1 needs a value"
             case $1 in
                 --clients) clients=${2//,/ } ;;
@@ -44,6 +45,7 @@ while [ $# -gt 0 ]; do
                     case $2 in before | after) phase=$2 ;; *) fail_usage "no phase $2" ;; esac ;;
                 --run-id) run_id=$2 ;;
                 --restart) restart=$2 ;;
+                --native) native=$2 ;;
             esac
             shift ;;
         -*) fail_usage "no option $1" ;;
@@ -167,6 +169,7 @@ java_options() {
     options=("-Drocketmq.serialize.type=$2" "-Dinterop.dir=$java_dir/target/$1/run-$2" "-Dinterop.reference=$reference")
     [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
     [ -z "$restart" ] || options+=("-Dinterop.restart=$restart")
+    [ -z "$native" ] || options+=("-Dinterop.native=$native")
 }
 
 # The client, its header codec, and the scenarios.
@@ -191,8 +194,12 @@ run_java() {
             count "client $version, codec $codec" "$output/$version"
         done
     done
+    [ "$only" = all ] || return 0
+    for version in "${versions[@]}"; do
+        [ -z "$native" ] || suite "client $version, with the native client" java_suite "$version" JSON native_compression
+    done
     # Alone, as it takes the broker away from all others.
-    [ -n "$restart" ] && [ "$only" = all ] || return 0
+    [ -n "$restart" ] || return 0
     for version in "${versions[@]}"; do
         suite "client $version, under a restart" java_suite "$version" JSON orderly_restart
     done

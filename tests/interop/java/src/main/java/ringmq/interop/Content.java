@@ -186,7 +186,7 @@ final class Content {
     }
 
     /** Chooses the compression where the client lets one choose (5.x); false where it does not. */
-    private static boolean setCompression(DefaultMQProducer producer, String name) throws Exception {
+    static boolean setCompression(DefaultMQProducer producer, String name) throws Exception {
         for (var method : DefaultMQProducer.class.getMethods()) {
             if (method.getName().equals("setCompressType")) {
                 for (Object constant : method.getParameterTypes()[0].getEnumConstants()) {

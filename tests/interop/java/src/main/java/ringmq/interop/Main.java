@@ -26,8 +26,9 @@ public final class Main {
 
     private static final int WATCHDOG_SECONDS = 120;
     private static final Map<String, Scenario> SCENARIOS = new LinkedHashMap<>();
-    /** These run only when named: they go with a restart of the broker, or are the process that a scenario kills. */
-    private static final List<String> PHASES = List.of("offsets_save", "offsets_check", "orderly_restart", "orderly_victim");
+    /** These run only when named: they go with a restart of the broker or another program, or are what a scenario kills. */
+    private static final List<String> PHASES =
+        List.of("offsets_save", "offsets_check", "orderly_restart", "orderly_victim", "native_compression");
 
     static {
         SCENARIOS.put("codec", Producing::codec);
@@ -65,6 +66,7 @@ public final class Main {
         SCENARIOS.put("group_live", Groups::live);
         SCENARIOS.put("group_offsets", Groups::offsets);
         SCENARIOS.put("group_settings", Groups::settings);
+        SCENARIOS.put("native_compression", Native::compression);
         SCENARIOS.put("offsets_save", Offsets::save);
         SCENARIOS.put("offsets_check", Offsets::check);
         SCENARIOS.put("orderly_victim", Consuming::orderlyVictim);
