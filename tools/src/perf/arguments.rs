@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ringmq_protocol::frame::Codec;
+use ringmq_protocol::frame::{Codec, FRAME_BYTES_MAX};
 
+use super::produce::STAMP_BYTES;
 use crate::units::parse_duration;
 
 const NAME_SERVER_DEFAULT: &str = "127.0.0.1:9876";
@@ -37,6 +38,23 @@ pub(super) enum Command {
     /// `--from last` it ends when what was there at the start has been read. Latency is that of the pulls that
     /// brought messages.
     Consume(ConsumeArguments),
+    /// Send to a topic and read it at the same time
+    ///
+    /// Readers begin behind the last message and end when everything that was acknowledged was read. The latency of
+    /// sends is measured as by produce, or as by latency with --rate. The latency of pulls has the wait for messages
+    /// in it; that of deliveries is from when a message was sent (with --rate: was due) to when it was read, for each
+    /// message, on the clock of this process: bodies begin with 16 bytes that say when they were sent.
+    Mixed(MixedArguments),
+    /// Send to a topic that many groups read, each of them everything
+    ///
+    /// Measures what mixed does. Every group has a connection of its own to each broker.
+    Fanout(FanoutArguments),
+    /// Send at a fixed rate while others read old messages, and compare with sending alone
+    ///
+    /// First writes --backlog. Then sends for --seconds without any reader, then while readers read all that is there,
+    /// from the first message on; that is over when they have read it, or after --seconds if they are given. With
+    /// --share it measures before that how much is acknowledged at most.
+    Backlog(BacklogArguments),
     /// Send at a fixed rate, however late the answers, and measure how late they are
     ///
     /// Latency counts from when a message was due, so a broker that stalls is charged for all messages that were
@@ -55,7 +73,7 @@ pub(super) struct Common {
     /// Name server, several separated by ';' [default: $ROCKETMQ_NAMESRV_ADDR, $NAMESRV_ADDR or 127.0.0.1:9876]
     #[arg(long, value_name = "HOST:PORT")]
     namesrv: Option<String>,
-    /// Connections, spread over the brokers of the topic in turn
+    /// Connections, spread over the brokers of the topic in turn; of commands that both send and read, those that send
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(super) connections: u32,
     /// Threads of the load generator
@@ -69,7 +87,7 @@ pub(super) struct Common {
     warmup: Option<Duration>,
     /// Measure for this long [default: 10, unless --count is given]
     #[arg(long, value_name = "S", value_parser = parse_seconds, conflicts_with = "count")]
-    seconds: Option<Duration>,
+    pub(super) seconds: Option<Duration>,
     /// Measure this many messages (those of warm-up not among them; the last batch is not cut short)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
     pub(super) count: Option<u64>,
@@ -130,6 +148,69 @@ pub(super) struct ConsumeArguments {
     pub(super) verify: bool,
 }
 
+/// What is sent and read at the same time.
+#[derive(Debug, Args)]
+pub(super) struct TailArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(flatten)]
+    pub(super) messages: MessageArguments,
+    /// Messages a second, over all connections that send [default: as fast as they are acknowledged]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) rate: Option<u32>,
+    /// Requests that each connection that sends keeps unanswered [default: 1; with --rate 1024, and those due beyond
+    /// are sent later, and counted as due]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    in_flight: Option<u32>,
+    /// Messages that a pull may bring
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) pull_batch: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MixedArguments {
+    #[command(flatten)]
+    pub(super) tail: TailArguments,
+    /// Connections that read; each has some of the queues
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) readers: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FanoutArguments {
+    #[command(flatten)]
+    pub(super) tail: TailArguments,
+    /// Consumer groups
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) groups: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BacklogArguments {
+    #[command(flatten)]
+    pub(super) common: Common,
+    #[command(flatten)]
+    pub(super) messages: MessageArguments,
+    /// Write so many bytes of bodies first, like 10GiB, in batches of up to 64 KiB [default: read what the topic has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(super) backlog: Option<u64>,
+    /// Messages a second, over all connections that send
+    #[arg(long, value_name = "R", conflicts_with = "share", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) rate: Option<u32>,
+    /// Send at this share of what is acknowledged at most without readers [default: 0.5, unless --rate is given]
+    #[arg(long, value_name = "PART", value_parser = parse_share)]
+    pub(super) share: Option<f64>,
+    /// Requests that each connection that sends keeps unanswered at most
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) in_flight: u32,
+    /// Connections that read; each has some of the queues
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) readers: u32,
+    /// Messages that a pull may bring
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(super) pull_batch: u32,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct LatencyArguments {
     #[command(flatten)]
@@ -176,6 +257,9 @@ impl Command {
             Self::Produce(produce) => &produce.common,
             Self::Topics(topics) => &topics.common,
             Self::Consume(consume) => &consume.common,
+            Self::Mixed(mixed) => &mixed.tail.common,
+            Self::Fanout(fanout) => &fanout.tail.common,
+            Self::Backlog(backlog) => &backlog.common,
             Self::Latency(latency) => &latency.common,
         }
     }
@@ -185,6 +269,9 @@ impl Command {
             Self::Produce(_) => "produce",
             Self::Topics(_) => "topics",
             Self::Consume(_) => "consume",
+            Self::Mixed(_) => "mixed",
+            Self::Fanout(_) => "fanout",
+            Self::Backlog(_) => "backlog",
             Self::Latency(_) => "latency",
         }
     }
@@ -210,28 +297,42 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Checks what clap cannot.
+    pub(super) fn validate(&self) -> Result<(), String> {
+        ringmq_protocol::name::validate_topic(&self.common().topic).map_err(|error| error.to_string())?;
+        match self {
+            Self::Consume(consume) if consume.repeat && consume.from == From::Last => {
+                Err("--repeat reads what is there, --from last does not".to_string())
+            }
+            Self::Mixed(MixedArguments { tail, .. }) | Self::Fanout(FanoutArguments { tail, .. })
+                if (tail.messages.size as usize) < STAMP_BYTES =>
+            {
+                Err(format!("--size: bodies say when they were sent, which takes {STAMP_BYTES} bytes"))
+            }
+            Self::Backlog(backlog) if backlog.common.count.is_some() => {
+                Err("--count: backlog is measured in time, with --seconds".to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl TailArguments {
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight.unwrap_or(if self.rate.is_some() { 1024 } else { 1 })
+    }
+}
+
 impl ConsumeArguments {
     /// Whether the load is what the queues have now.
     pub(super) fn ends_with_queues(&self) -> bool {
         let common = &self.common;
         common.seconds.is_none() && common.count.is_none() && self.from == From::First && !self.repeat
     }
-
-    /// Checks what clap cannot.
-    pub(super) fn validate(&self) -> Result<(), String> {
-        match self.repeat && self.from == From::Last {
-            true => Err("--repeat reads what is there, --from last does not".to_string()),
-            false => Ok(()),
-        }
-    }
 }
 
 impl Common {
-    /// Checks what clap cannot.
-    pub(super) fn validate(&self) -> Result<(), String> {
-        ringmq_protocol::name::validate_topic(&self.topic).map_err(|error| error.to_string())
-    }
-
     pub(super) fn codec(&self) -> Codec {
         match self.codec {
             HeaderCodec::Rocketmq => Codec::RocketMq,
@@ -248,24 +349,41 @@ impl Common {
     }
 }
 
-/// Reads `128`, `128B`, `1KiB`, `2MiB` or `64kB`, `1MB`.
+/// Size of a message's body.
 fn parse_size(text: &str) -> Result<u32, String> {
-    let problem = || format!("{text:?} is no size; write it like 128, 1KiB or 2MiB");
+    match u32::try_from(parse_bytes(text)?) {
+        Ok(0) => Err("brokers refuse messages without a body".to_string()),
+        Ok(size) if size <= FRAME_BYTES_MAX => Ok(size),
+        _ => Err(format!("{text} is more than a message can have")),
+    }
+}
+
+/// Reads `128`, `128B`, `1KiB`, `2MiB`, `1GiB`, `1TiB` or `64kB`, `1MB`, `1GB`, `1TB`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let problem = || format!("{text:?} is no size; write it like 128, 1KiB, 2MiB or 10GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let unit = match unit {
-        "" | "B" => 1,
-        "kB" => 1000,
-        "KiB" => 1024,
-        "MB" => 1_000_000,
-        "MiB" => 1024 * 1024,
+    let (base, power) = match unit {
+        "" | "B" => (1, 0),
+        "kB" => (1000, 1),
+        "MB" => (1000, 2),
+        "GB" => (1000, 3),
+        "TB" => (1000, 4),
+        "KiB" => (1024_u64, 1),
+        "MiB" => (1024, 2),
+        "GiB" => (1024, 3),
+        "TiB" => (1024, 4),
         _ => return Err(problem()),
     };
-    let number: u32 = number.parse().map_err(|_| problem())?;
-    match number.checked_mul(unit) {
-        Some(0) => Err("brokers refuse messages without a body".to_string()),
-        Some(size) => Ok(size),
-        None => Err(format!("{text} is more than a message can have")),
+    let number: u64 = number.parse().map_err(|_| problem())?;
+    number.checked_mul(base.pow(power)).ok_or_else(problem)
+}
+
+/// More than nothing, at most everything.
+fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err(format!("{text:?} is no share; write it like 0.5, above 0 and at most 1")),
     }
 }
 

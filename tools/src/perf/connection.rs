@@ -15,11 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::load::{Job, Problem, Schedule, Shared, Work};
-use super::tally::Tally;
+use super::load::{Job, Problem, Schedule, Shared, Until};
+use super::tally::{Part, Tally};
 
 /// How long a connection may have requests in flight without any answer. Longer than brokers hold a pull.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// How long nothing may be delivered, once all is sent, before what is missing is given up.
+pub(super) const DELIVERY_MAX: Duration = Duration::from_secs(10);
 /// How often a connection that waits looks whether the run is over.
 const TICK: Duration = Duration::from_millis(50);
 /// Timers of the runtime are precise to 1 ms, so the last of the wait for a paced request is spent polling.
@@ -31,9 +33,10 @@ const RECEIVE_BYTES: usize = 256 * 1024;
 const GATHER_MAX: usize = 64;
 
 /// A connection and its work.
-pub(super) struct Connection<W> {
+pub(super) struct Connection {
     stream: TcpStream,
-    job: Job<W>,
+    job: Job,
+    part: Part,
     schedule: Schedule,
     shared: Arc<Shared>,
     /// By slot: since when its request is in flight.
@@ -49,24 +52,21 @@ pub(super) struct Connection<W> {
     received: Vec<u8>,
     received_len: usize,
     last_progress: Instant,
+    /// How many messages had been delivered when that was looked at, and when that was last fewer or not yet to be known.
+    delivered: (u64, Instant),
     timer: Pin<Box<Sleep>>,
     /// Of the thread that runs the connection, so nobody ever waits for it.
     tally: Arc<Mutex<Tally>>,
 }
 
-impl<W: Work> Connection<W> {
-    pub(super) fn new(
-        stream: TcpStream,
-        job: Job<W>,
-        schedule: Schedule,
-        shared: Arc<Shared>,
-        tally: Arc<Mutex<Tally>>,
-    ) -> Self {
+impl Connection {
+    pub(super) fn new(stream: TcpStream, job: Job, shared: Arc<Shared>, tally: Arc<Mutex<Tally>>) -> Self {
         let slots = job.work.slots();
         Self {
             stream,
+            part: job.work.part(),
             job,
-            schedule,
+            schedule: shared.schedule(),
             shared,
             issued: vec![None; slots],
             in_flight: 0,
@@ -77,6 +77,7 @@ impl<W: Work> Connection<W> {
             received: vec![0; RECEIVE_BYTES_FIRST],
             received_len: 0,
             last_progress: Instant::now(),
+            delivered: (0, Instant::now()),
             timer: Box::pin(tokio::time::sleep(TICK)),
             tally,
         }
@@ -84,12 +85,16 @@ impl<W: Work> Connection<W> {
 
     /// Runs to the end of the load, or of the connection.
     pub(super) async fn run(mut self) {
+        if self.job.skips_warmup {
+            tokio::time::sleep_until(self.schedule.start.into()).await;
+        }
         if let Err(problem) = self.load().await {
             // What was in flight was not acknowledged.
             let lost = self.in_flight.max(1) as u64;
             self.shared.errors.fetch_add(lost, Ordering::Relaxed);
             self.tally.lock().expect("no connection panics with it").problem(problem, lost);
         }
+        self.shared.finish(self.part);
     }
 
     async fn load(&mut self) -> Result<(), Problem> {
@@ -97,7 +102,8 @@ impl<W: Work> Connection<W> {
             let now = Instant::now();
             let next_due = self.issue(now);
             let over = self.is_over(now);
-            if over && (self.in_flight == 0 || W::ABANDON_AT_END) {
+            // Nobody needs the answer to a pull when the run is over.
+            if over && (self.in_flight == 0 || self.part == Part::Read) {
                 return Ok(());
             }
             if self.in_flight > 0 && now.saturating_duration_since(self.last_progress) > STALL_MAX {
@@ -123,10 +129,25 @@ impl<W: Work> Connection<W> {
     }
 
     /// Whether nothing more is to be issued, ever.
-    fn is_over(&self, now: Instant) -> bool {
-        self.schedule.end.is_some_and(|end| now >= end && self.due_at().is_none_or(|due| due >= end))
-            || self.shared.budget_is_spent()
-            || (self.free.is_empty() && self.in_flight == 0)
+    fn is_over(&mut self, now: Instant) -> bool {
+        if self.free.is_empty() && self.in_flight == 0 {
+            return true;
+        }
+        match self.job.until {
+            Until::End => {
+                let is_late = |end| now >= end && self.due_at().is_none_or(|due| due >= end);
+                self.shared.end().is_some_and(is_late) || self.shared.budget_is_spent()
+            }
+            Until::Delivered => {
+                let wanted = self.shared.to_be_delivered();
+                let delivered = self.shared.delivered.load(Ordering::Relaxed);
+                if wanted.is_none() || delivered != self.delivered.0 {
+                    self.delivered = (delivered, now);
+                }
+                let waited = now.saturating_duration_since(self.delivered.1);
+                wanted.is_some_and(|wanted| delivered >= wanted || waited > DELIVERY_MAX)
+            }
+        }
     }
 
     /// When the next request is due, if they are paced.
@@ -137,6 +158,10 @@ impl<W: Work> Connection<W> {
 
     /// Issues what may be issued now. Gives when the next is due, if that is what it waits for.
     fn issue(&mut self, now: Instant) -> Option<Instant> {
+        let end = match self.job.until {
+            Until::End => self.shared.end(),
+            Until::Delivered => None,
+        };
         while self.in_flight < self.job.in_flight {
             let Some(&slot) = self.free.front() else { break };
             let due = self.due_at();
@@ -145,17 +170,19 @@ impl<W: Work> Connection<W> {
                 Some(due) => due,
                 None => now,
             };
-            if self.schedule.end.is_some_and(|end| issued >= end) {
+            if end.is_some_and(|end| issued >= end) {
                 break;
             }
             let is_measured = issued >= self.schedule.start;
-            if is_measured && !self.shared.take(self.job.work.charge()) {
+            let is_charged = is_measured && self.job.until == Until::End;
+            if is_charged && !self.shared.take(self.job.work.charge()) {
                 break;
             }
             if self.in_flight == 0 {
                 self.last_progress = now;
             }
             self.free.pop_front();
+            self.job.work.on_issue(slot, issued.saturating_duration_since(self.schedule.begin));
             self.issued[slot] = Some(issued);
             self.in_flight += 1;
             self.due += 1;
@@ -227,7 +254,8 @@ impl<W: Work> Connection<W> {
         let since_start = now.saturating_duration_since(self.schedule.start);
         let mut tally = self.tally.lock().expect("no connection panics with it");
         let is_full = self.received_len == self.received.len();
-        let (mut at, mut messages, mut bytes, mut errors) = (0, 0, 0, 0);
+        let end = self.shared.end();
+        let (mut at, mut messages, mut bytes, mut errors, mut delivered) = (0, 0, 0, 0, 0);
         let malformed = |address: &str, problem: &str| Problem {
             kind: "malformed answer".to_string(),
             words: format!("{address}: {problem}"),
@@ -270,20 +298,28 @@ impl<W: Work> Connection<W> {
             }
             messages += answer.messages;
             bytes += answer.bytes;
-            let is_measured = match (&self.job.pace, self.schedule.end) {
+            let is_measured = match (&self.job.pace, end) {
                 (None, Some(end)) => now >= self.schedule.start && now < end,
                 _ => issued >= self.schedule.start,
             };
+            for delivery in self.job.work.deliveries() {
+                delivered += delivery.messages;
+                let sent = self.schedule.begin + delivery.sent;
+                if sent >= self.schedule.start {
+                    let latency = now.saturating_duration_since(sent);
+                    tally.part(self.part).delivery.record(latency, delivery.messages, since_start);
+                }
+            }
             // A pull that waited for messages and found none is no measure of anything.
             let is_empty = answer.messages == 0 && answer.problem.is_none();
             if is_measured && !is_empty {
-                let measured = &mut tally.measured;
+                let measured = tally.part(self.part);
                 measured.requests += 1;
                 measured.messages += answer.messages;
                 measured.bytes += answer.bytes;
                 measured.latency.record(now.saturating_duration_since(issued), 1, since_start);
                 measured.last_answer = Some(now);
-                if self.job.work.charge() == 0 {
+                if self.job.until == Until::End && self.job.work.charge() == 0 {
                     self.shared.take(answer.messages);
                 }
             }
@@ -298,8 +334,12 @@ impl<W: Work> Connection<W> {
             self.received.resize(self.received.len() * 2, 0);
         }
         self.last_progress = now;
-        self.shared.messages.fetch_add(messages, Ordering::Relaxed);
-        self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let progress = self.shared.part(self.part);
+        progress.messages.fetch_add(messages, Ordering::Relaxed);
+        progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if delivered > 0 {
+            self.shared.delivered.fetch_add(delivered, Ordering::Relaxed);
+        }
         if errors > 0 {
             self.shared.errors.fetch_add(errors, Ordering::Relaxed);
         }

@@ -14,9 +14,10 @@ use ringmq_protocol::types::{Opaque, QueueId};
 
 use super::arguments::{ConsumeArguments, From};
 use super::calls::{CallError, Caller};
-use super::load::{Answer, Job, Problem, Work};
-use super::produce::GROUP;
-use super::spread;
+use super::load::{Answer, Delivery, Job, Problem, Work};
+use super::produce::{GROUP, RunId};
+use super::spread::{self, BrokerQueues};
+use super::tally::Part;
 
 /// How long a broker may hold a pull that finds nothing; what RocketMQ's clients ask for.
 const HOLD_MS: i64 = 15_000;
@@ -27,9 +28,13 @@ const PULLS_MAX: usize = 1 << 20;
 /// The pulls of one connection.
 pub(super) struct Pulls {
     topic: String,
+    group: String,
     codec: Codec,
     messages_max: i32,
     verify: bool,
+    /// Notes when messages of this run were sent.
+    run: Option<RunId>,
+    deliveries: Vec<Delivery>,
     /// By opaque.
     queues: Vec<Position>,
 }
@@ -54,59 +59,126 @@ enum AtEnd {
 }
 
 /// What `consume` was asked for, one job for each connection.
-pub(super) fn jobs(arguments: &ConsumeArguments, caller: &Caller) -> Result<Vec<Job<Pulls>>, String> {
+pub(super) fn jobs(arguments: &ConsumeArguments, caller: &Caller) -> Result<Vec<Job>, String> {
     let common = &arguments.common;
-    let route = caller.route(&common.topic)?.ok_or_else(|| format!("there is no topic {}", common.topic))?;
-    let mut brokers = spread::brokers(&route, perm::READ, false);
-    let mut positions = BTreeMap::new();
-    for broker in &mut brokers {
-        let mut with_work = Vec::new();
-        for &queue_id in &broker.queues {
-            let (min, max) = offsets(caller, &broker.address, &common.topic, queue_id)?;
-            let next = if arguments.from == From::First { min } else { max };
-            let at_end = match arguments.repeat {
-                true => AtEnd::BeginAt(min),
-                false if arguments.ends_with_queues() => AtEnd::StopAt(max),
-                false => AtEnd::Wait,
-            };
-            if at_end == AtEnd::Wait || min < max {
-                with_work.push(queue_id);
-                positions.insert((broker.address.clone(), queue_id), (next, at_end));
+    let queues = Queues::look(&common.topic, caller)?;
+    let reading = Reading {
+        group: GROUP,
+        from: arguments.from,
+        at_end: match (arguments.repeat, arguments.ends_with_queues()) {
+            (true, _) => Ending::Repeat,
+            (false, true) => Ending::Stop,
+            (false, false) => Ending::Wait,
+        },
+        times: arguments.consumers,
+        connections: common.connections,
+        pull_batch: arguments.pull_batch,
+        verify: arguments.verify,
+        run: None,
+    };
+    queues.jobs(&reading, caller.codec())
+}
+
+/// How a topic is to be read.
+pub(super) struct Reading<'a> {
+    pub(super) group: &'a str,
+    pub(super) from: From,
+    pub(super) at_end: Ending,
+    /// How often each queue is read.
+    pub(super) times: u32,
+    /// They share the queues.
+    pub(super) connections: u32,
+    pub(super) pull_batch: u32,
+    pub(super) verify: bool,
+    pub(super) run: Option<RunId>,
+}
+
+/// What to do where a queue ended when it was looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Wait,
+    Stop,
+    Repeat,
+}
+
+/// The queues of a topic, and what was in them at a moment.
+pub(super) struct Queues {
+    topic: String,
+    brokers: Vec<BrokerQueues>,
+    /// First offset, and that behind the last.
+    offsets: BTreeMap<(String, i32), (i64, i64)>,
+}
+
+impl Queues {
+    pub(super) fn look(topic: &str, caller: &Caller) -> Result<Self, String> {
+        let route = caller.route(topic)?.ok_or_else(|| format!("there is no topic {topic}"))?;
+        let brokers = spread::brokers(&route, perm::READ, false);
+        let mut found = BTreeMap::new();
+        for broker in &brokers {
+            for &queue_id in &broker.queues {
+                let offsets = offsets(caller, &broker.address, topic, queue_id)?;
+                found.insert((broker.address.clone(), queue_id), offsets);
             }
         }
-        broker.queues = with_work;
+        Ok(Self { topic: topic.to_string(), brokers, offsets: found })
     }
-    brokers.retain(|broker| !broker.queues.is_empty());
-    if brokers.is_empty() {
-        return Err(format!("topic {} has no messages to read", common.topic));
+
+    /// How many messages were there.
+    pub(super) fn messages(&self) -> u64 {
+        self.offsets.values().map(|(min, max)| u64::try_from(max - min).unwrap_or_default()).sum()
     }
-    let consumers = arguments.consumers as usize;
-    let pulls = consumers * brokers.iter().map(|broker| broker.queues.len()).sum::<usize>();
-    if pulls > PULLS_MAX {
-        return Err(format!("consumers × queues are {pulls} pulls, more than {PULLS_MAX}"));
-    }
-    for broker in &mut brokers {
-        broker.queues = broker.queues.repeat(consumers);
-    }
-    let mut jobs = Vec::new();
-    for assignment in spread::split_queues(&brokers, common.connections as usize)? {
-        let mut work = Pulls {
-            topic: common.topic.clone(),
-            codec: caller.codec(),
-            messages_max: i32::try_from(arguments.pull_batch).unwrap_or(i32::MAX),
-            verify: arguments.verify,
-            queues: Vec::new(),
-        };
-        for queue_id in assignment.queues {
-            let (next, at_end) = positions[&(assignment.address.clone(), queue_id)];
-            work.queues.push(Position { queue_id, next, at_end, frame: Vec::new() });
+
+    /// One job for each connection.
+    pub(super) fn jobs(&self, reading: &Reading<'_>, codec: Codec) -> Result<Vec<Job>, String> {
+        let times = reading.times as usize;
+        let mut brokers = Vec::new();
+        for BrokerQueues { address, queues } in &self.brokers {
+            let mut with_work = queues.clone();
+            with_work.retain(|queue_id| {
+                let (min, max) = self.offsets[&(address.clone(), *queue_id)];
+                reading.at_end == Ending::Wait || min < max
+            });
+            if !with_work.is_empty() {
+                brokers.push(BrokerQueues { address: address.clone(), queues: with_work.repeat(times) });
+            }
         }
-        for slot in 0..work.queues.len() {
-            work.prepare(slot);
+        let pulls: usize = brokers.iter().map(|broker| broker.queues.len()).sum();
+        if pulls == 0 {
+            return Err(format!("topic {} has no messages to read", self.topic));
         }
-        jobs.push(Job { address: assignment.address, in_flight: work.queues.len(), work, pace: None });
+        if pulls > PULLS_MAX {
+            return Err(format!("consumers × queues are {pulls} pulls, more than {PULLS_MAX}"));
+        }
+        let mut jobs = Vec::new();
+        for assignment in spread::split_queues(&brokers, reading.connections as usize)? {
+            let mut work = Pulls {
+                topic: self.topic.clone(),
+                group: reading.group.to_string(),
+                codec,
+                messages_max: i32::try_from(reading.pull_batch).unwrap_or(i32::MAX),
+                verify: reading.verify,
+                run: reading.run,
+                deliveries: Vec::new(),
+                queues: Vec::new(),
+            };
+            for queue_id in assignment.queues {
+                let (min, max) = self.offsets[&(assignment.address.clone(), queue_id)];
+                let next = if reading.from == From::First { min } else { max };
+                let at_end = match reading.at_end {
+                    Ending::Wait => AtEnd::Wait,
+                    Ending::Stop => AtEnd::StopAt(max),
+                    Ending::Repeat => AtEnd::BeginAt(min),
+                };
+                work.queues.push(Position { queue_id, next, at_end, frame: Vec::new() });
+            }
+            for slot in 0..work.queues.len() {
+                work.prepare(slot);
+            }
+            let in_flight = work.queues.len();
+            jobs.push(Job::new(assignment.address, work, in_flight));
+        }
+        Ok(jobs)
     }
-    Ok(jobs)
 }
 
 /// Offsets of the first message of a queue, and of the one behind its last.
@@ -129,7 +201,7 @@ impl Pulls {
     fn prepare(&mut self, slot: usize) {
         let position = &mut self.queues[slot];
         let fields = PullMessageRequest {
-            consumer_group: GROUP.into(),
+            consumer_group: self.group.as_str().into(),
             topic: self.topic.as_str().into(),
             queue_id: position.queue_id,
             queue_offset: position.next,
@@ -151,7 +223,7 @@ impl Pulls {
     }
 
     /// Counts the messages of an answer.
-    fn read(&self, slot: usize, body: &[u8]) -> Answer {
+    fn read(&mut self, slot: usize, body: &[u8]) -> Answer {
         let position = &self.queues[slot];
         let mut answer = Answer::default();
         for (next, message) in (position.next..).zip(messages(body)) {
@@ -161,6 +233,12 @@ impl Pulls {
             };
             answer.messages += 1;
             answer.bytes += message.body().len() as u64;
+            if let Some(sent) = self.run.and_then(|run| run.sent(message.body())) {
+                match self.deliveries.last_mut() {
+                    Some(last) if last.sent == sent => last.messages += 1,
+                    _ => self.deliveries.push(Delivery { sent, messages: 1 }),
+                }
+            }
             if self.verify && answer.problem.is_none() {
                 let place = || format!("queue {}, offset {}", position.queue_id, message.queue_offset().0);
                 if !message.verify_crc() {
@@ -179,7 +257,9 @@ fn problem(answer: Answer, kind: &str, words: String) -> Answer {
 }
 
 impl Work for Pulls {
-    const ABANDON_AT_END: bool = true;
+    fn part(&self) -> Part {
+        Part::Read
+    }
 
     fn slots(&self) -> usize {
         self.queues.len()
@@ -194,6 +274,7 @@ impl Work for Pulls {
     }
 
     fn answered(&mut self, slot: usize, code: ResponseCode, frame: &[u8]) -> Answer {
+        self.deliveries.clear();
         let mut answer = match code {
             ResponseCode::SUCCESS => Answer::default(),
             ResponseCode::PULL_NOT_FOUND
@@ -226,6 +307,10 @@ impl Work for Pulls {
         }
         self.prepare(slot);
         answer
+    }
+
+    fn deliveries(&self) -> &[Delivery] {
+        &self.deliveries
     }
 }
 

@@ -6,6 +6,7 @@
 //!   calls       one question, one answer: routes, topics, offsets          (before the load)
 //!   spread      which connection works on which queues
 //!   produce, consume   the requests of a connection, and what their answers mean
+//!   together    sending and reading at the same time, and one load after the other
 //!   load        threads and their shares, the clock of a run, the processes that are watched
 //!   connection  windows and pacing; what is measured
 //!   tally       counts, histograms, and how threads are added up
@@ -23,6 +24,8 @@
 //!     is charged for every request that the stall delayed.
 //! P4  All latencies of a run are in one histogram; a drawing has another for each of its intervals. No percentile is made
 //!     of other percentiles.
+//! P5  Bodies are what the seed makes them; where deliveries are timed, their first 16 bytes are not, and 8 of these are
+//!     written as a request is issued.
 
 mod arguments;
 mod calls;
@@ -35,6 +38,7 @@ mod produce;
 mod report;
 mod spread;
 mod tally;
+mod together;
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -53,21 +57,31 @@ use report::Report;
 /// One line that says why there is no measurement.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let common = arguments.command.common();
-    common.validate()?;
+    arguments.command.validate()?;
     let caller = Caller::new(common.name_servers(), common.codec());
-    let processes =
+    let processes: Vec<_> =
         common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
     let drawing = common.plot.as_deref().map(Output::create).transpose()?;
     let live = std::io::stderr().is_terminal();
     let (warmup, measured) = (arguments.command.warmup(), arguments.command.measured());
-    let plan = Plan { common, warmup, measured, processes, live };
+    let plan = Plan {
+        threads: common.threads,
+        warmup,
+        measured,
+        count: common.count,
+        ends_with: None,
+        copies: 0,
+        processes: &processes,
+        series: drawing.is_some(),
+        live,
+    };
     let totals = match &arguments.command {
         Command::Produce(produce) => load::run(produce::jobs(produce, &caller)?, plan)?,
         Command::Topics(topics) => load::run(produce::topics_jobs(topics, &caller)?, plan)?,
-        Command::Consume(consume) => {
-            consume.validate()?;
-            load::run(consume::jobs(consume, &caller)?, plan)?
-        }
+        Command::Consume(consume) => load::run(consume::jobs(consume, &caller)?, plan)?,
+        Command::Mixed(mixed) => together::mixed(mixed, &caller, plan)?,
+        Command::Fanout(fanout) => together::fanout(fanout, &caller, plan)?,
+        Command::Backlog(backlog) => together::backlog(backlog, &caller, plan)?,
         Command::Latency(latency) => load::run(produce::paced_jobs(latency, &caller)?, plan)?,
     };
     let report = Report::new(arguments.command.name(), common, &totals);
@@ -84,8 +98,15 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     }
     if let Some(drawing) = drawing {
         let (title, subtitle) = report.headings();
-        let curve = Curve { name: arguments.command.name().to_string(), latencies: &totals.measured.latency };
-        drawing.write(&Drawing { title, subtitle, curves: vec![curve] }.to_string())?;
+        let drawn = totals.parts.iter().filter(|part| part.measured.latency.series.is_some());
+        let curves = drawn.flat_map(|part| {
+            let name = part.name.to_string();
+            let answers = Curve { name, latencies: &part.measured.latency };
+            let name = format!("{}, delivery", part.name);
+            [answers, Curve { name, latencies: &part.measured.delivery }]
+        });
+        let curves = curves.collect();
+        drawing.write(&Drawing { title, subtitle, curves }.to_string())?;
     }
     Ok(report.is_clean())
 }

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::arguments::Common;
-use super::load::Totals;
+use super::load::{PartTotals, Shared, Totals};
 use super::process::{ThreadUsed, Used};
+use super::tally::Part;
+use super::together::ALONE;
 use crate::units::format_bytes;
 
 /// The summary of a run. Serialized, it is what `--json` prints.
@@ -18,29 +21,53 @@ use crate::units::format_bytes;
 pub(super) struct Report {
     mode: &'static str,
     topic: String,
-    connections: u32,
     threads: u32,
-    /// Of the measurement, without warm-up.
-    seconds: f64,
-    messages: u64,
-    messages_per_second: f64,
-    /// 10⁶ bytes of bodies.
-    mb_per_second: f64,
-    requests: u64,
-    requests_per_second: f64,
+    /// What the command is about.
+    #[serde(flatten)]
+    main: PartSummary,
+    /// Whatever else was measured, by its name.
+    other_parts: BTreeMap<&'static str, PartSummary>,
+    /// Of `backlog`: latency while others read, divided by that without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside_to_alone: Option<Percentiles>,
     /// Kind → count, of the whole run.
     errors: BTreeMap<String, u64>,
     /// Kind → what was said the first time.
     first_errors: BTreeMap<String, String>,
-    latency_us: Option<LatencySummary>,
+    /// CPU is that of the run of the main part, divided by all messages that were sent and read meanwhile.
     brokers: Vec<ProcessSummary>,
     /// This program.
     generator: Option<ProcessSummary>,
 }
 
-/// In µs.
+/// One side of a load.
+#[derive(Debug, Serialize)]
+struct PartSummary {
+    part: &'static str,
+    connections: usize,
+    /// Of the measurement, without warm-up.
+    seconds: f64,
+    messages: u64,
+    /// That were there to be read, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available: Option<u64>,
+    messages_per_second: f64,
+    /// 10⁶ bytes of bodies.
+    mb_per_second: f64,
+    requests: u64,
+    requests_per_second: f64,
+    latency_us: Option<Percentiles>,
+    /// Messages that were sent in the measurement and read, however late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivered: Option<u64>,
+    /// From when messages were sent, or due, to when they were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery_us: Option<Percentiles>,
+}
+
+/// Displayed without a unit.
 #[derive(Debug, PartialEq, Serialize)]
-pub(super) struct LatencySummary {
+pub(super) struct Percentiles {
     p50: f64,
     p90: f64,
     p99: f64,
@@ -64,8 +91,8 @@ struct ProcessSummary {
     threads: Vec<ThreadUsed>,
 }
 
-impl LatencySummary {
-    /// `None` if nothing was recorded.
+impl Percentiles {
+    /// In µs; `None` if nothing was recorded.
     fn new(latency_ns: &Histogram<u64>) -> Option<Self> {
         let quantile = |quantile| latency_ns.value_at_quantile(quantile) as f64 / 1000.0;
         (!latency_ns.is_empty()).then(|| Self {
@@ -77,15 +104,68 @@ impl LatencySummary {
             max: latency_ns.max() as f64 / 1000.0,
         })
     }
+
+    /// Each divided by its like.
+    fn to(&self, other: &Self) -> Self {
+        Self {
+            p50: self.p50 / other.p50,
+            p90: self.p90 / other.p90,
+            p99: self.p99 / other.p99,
+            p99_9: self.p99_9 / other.p99_9,
+            p99_99: self.p99_99 / other.p99_99,
+            max: self.max / other.max,
+        }
+    }
 }
 
-impl fmt::Display for LatencySummary {
+impl fmt::Display for Percentiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(1);
         let Self { p50, p90, p99, p99_9, p99_99, max } = self;
-        write!(
-            f,
-            "p50 {p50:.1}  p90 {p90:.1}  p99 {p99:.1}  p99.9 {p99_9:.1}  p99.99 {p99_99:.1}  max {max:.1} µs"
-        )
+        write!(f, "p50 {p50:.digits$}  p90 {p90:.digits$}  p99 {p99:.digits$}  p99.9 {p99_9:.digits$}  ")?;
+        write!(f, "p99.99 {p99_99:.digits$}  max {max:.digits$}")
+    }
+}
+
+impl PartSummary {
+    fn new(totals: &PartTotals) -> Self {
+        let PartTotals { name, connections, available, elapsed, measured } = totals;
+        let seconds = elapsed.as_secs_f64();
+        let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let delivery = &measured.delivery.all;
+        Self {
+            part: name,
+            connections: *connections,
+            seconds,
+            messages: measured.messages,
+            available: *available,
+            messages_per_second: rate(measured.messages),
+            mb_per_second: rate(measured.bytes) / 1e6,
+            requests: measured.requests,
+            requests_per_second: rate(measured.requests),
+            latency_us: Percentiles::new(&measured.latency.all),
+            delivered: (!delivery.is_empty()).then(|| delivery.len()),
+            delivery_us: Percentiles::new(delivery),
+        }
+    }
+}
+
+impl fmt::Display for PartSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<14}{}", self.part, self.messages)?;
+        if let Some(available) = self.available {
+            write!(f, " of {available}")?;
+        }
+        let Self { seconds, messages_per_second, mb_per_second, .. } = self;
+        writeln!(f, " messages in {seconds:.2} s: {messages_per_second:.0} msg/s, {mb_per_second:.1} MB/s")?;
+        writeln!(f, "  requests    {}: {:.0} a second", self.requests, self.requests_per_second)?;
+        if let Some(latency) = &self.latency_us {
+            writeln!(f, "  latency     {latency} µs")?;
+        }
+        if let (Some(delivered), Some(delivery)) = (self.delivered, &self.delivery_us) {
+            writeln!(f, "  delivery    {delivery} µs ({delivered} messages)")?;
+        }
+        Ok(())
     }
 }
 
@@ -125,25 +205,23 @@ impl fmt::Display for ProcessSummary {
 }
 
 impl Report {
+    /// # Panics
+    /// Without any part.
     pub(super) fn new(mode: &'static str, common: &Common, totals: &Totals) -> Self {
-        let measured = &totals.measured;
-        let seconds = totals.elapsed.as_secs_f64();
-        let rate = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         let process = |used| ProcessSummary::new(used, totals.messages_watched);
+        let mut parts = totals.parts.iter().map(PartSummary::new);
+        let main = parts.next().expect("a load has a part");
+        let other_parts: BTreeMap<_, _> = parts.map(|part| (part.part, part)).collect();
+        let alone = other_parts.get(ALONE).and_then(|alone| alone.latency_us.as_ref());
         Self {
             mode,
             topic: common.topic.clone(),
-            connections: common.connections,
             threads: common.threads,
-            seconds,
-            messages: measured.messages,
-            messages_per_second: rate(measured.messages),
-            mb_per_second: rate(measured.bytes) / 1e6,
-            requests: measured.requests,
-            requests_per_second: rate(measured.requests),
+            beside_to_alone: main.latency_us.as_ref().zip(alone).map(|(beside, alone)| beside.to(alone)),
+            main,
+            other_parts,
             errors: totals.errors.clone(),
             first_errors: totals.words.clone(),
-            latency_us: LatencySummary::new(&measured.latency.all),
             brokers: totals.brokers.iter().map(process).collect(),
             generator: totals.generator.as_ref().map(process),
         }
@@ -156,14 +234,15 @@ impl Report {
 
     /// Whether nothing was measured, not even an error.
     pub(super) fn is_empty(&self) -> bool {
-        self.errors.is_empty() && self.requests == 0
+        self.errors.is_empty() && self.main.requests == 0
     }
 
     /// What a drawing of this run has as its heading, and below.
     pub(super) fn headings(&self) -> (String, String) {
-        let Self { mode, topic, seconds, messages_per_second, mb_per_second, .. } = self;
+        let Self { mode, topic, main, .. } = self;
+        let PartSummary { seconds, messages_per_second, mb_per_second, .. } = main;
         let title = format!("{mode} {topic}: {messages_per_second:.0} msg/s, {mb_per_second:.1} MB/s");
-        let latency = self.latency_us.as_ref().map_or(String::new(), |latency| format!(": {latency}"));
+        let latency = main.latency_us.as_ref().map_or(String::new(), |latency| format!(": {latency} µs"));
         (title, format!("{seconds:.1} s{latency}"))
     }
 
@@ -179,15 +258,12 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "messages      {} in {:.2} s: {:.0} msg/s, {:.1} MB/s",
-            self.messages, self.seconds, self.messages_per_second, self.mb_per_second
-        )?;
-        writeln!(f, "requests      {}: {:.0} a second", self.requests, self.requests_per_second)?;
-        match &self.latency_us {
-            Some(latency) => writeln!(f, "latency       {latency}")?,
-            None => writeln!(f, "latency       unknown")?,
+        write!(f, "{}", self.main)?;
+        for part in self.other_parts.values() {
+            write!(f, "{part}")?;
+        }
+        if let Some(ratio) = &self.beside_to_alone {
+            writeln!(f, "beside/alone  {ratio:.2}")?;
         }
         for broker in &self.brokers {
             writeln!(f, "broker {:<7}{broker}", broker.pid)?;
@@ -211,32 +287,41 @@ pub(super) struct LiveLine {
     begin: Instant,
     start: Instant,
     shown: Instant,
-    messages: u64,
-    bytes: u64,
+    /// Messages and bytes, sent and read.
+    before: [(u64, u64); 2],
 }
 
 impl LiveLine {
     pub(super) fn new(begin: Instant, start: Instant) -> Self {
-        Self { begin, start, shown: begin, messages: 0, bytes: 0 }
+        Self { begin, start, shown: begin, before: [(0, 0); 2] }
     }
 
     /// Shows what happened since the line was shown last, if that is about a second ago.
-    pub(super) fn show(&mut self, now: Instant, messages: u64, bytes: u64, errors: u64) {
+    pub(super) fn show(&mut self, now: Instant, shared: &Shared) {
         let since = now - self.shown;
         if since < Duration::from_millis(900) {
             return;
         }
-        let rate = |count: u64, before: u64| (count - before) as f64 / since.as_secs_f64();
+        let rate = |count: u64| count as f64 / since.as_secs_f64();
         let phase = if now < self.start { "warm-up" } else { "measuring" };
-        let line = format!(
-            "{:>5.0} s  {phase}  {:.0} msg/s  {}/s  {errors} errors",
-            (now - self.begin).as_secs_f64(),
-            rate(messages, self.messages),
-            format_bytes(rate(bytes, self.bytes) as u64),
-        );
+        let mut line = format!("{:>5.0} s  {phase}", (now - self.begin).as_secs_f64());
+        for ((word, part), before) in
+            [("sent", Part::Send), ("read", Part::Read)].iter().zip(&mut self.before)
+        {
+            let progress = shared.part(*part);
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let (messages, bytes) = (load(&progress.messages), load(&progress.bytes));
+            if messages > 0 {
+                let (per_second, bytes_per_second) = (rate(messages - before.0), rate(bytes - before.1));
+                line +=
+                    &format!("  {word} {per_second:.0} msg/s  {}/s", format_bytes(bytes_per_second as u64));
+            }
+            *before = (messages, bytes);
+        }
+        line += &format!("  {} errors", shared.errors.load(Ordering::Relaxed));
         // A terminal that is gone is no reason to stop measuring.
         let _ = write!(io::stderr(), "\r\x1b[K{line}");
-        (self.shown, self.messages, self.bytes) = (now, messages, bytes);
+        self.shown = now;
     }
 }
 

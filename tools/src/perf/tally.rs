@@ -15,8 +15,14 @@ const INTERVAL_FIRST: Duration = Duration::from_millis(100);
 /// More intervals than these are joined in pairs. Each takes 16 KB, and a drawing has no room for more.
 const INTERVALS_MAX: usize = 240;
 
+/// A part of a load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Send,
+    Read,
+}
+
 /// What was measured of one part of a load.
-#[derive(Clone)]
 pub(super) struct Measured {
     pub(super) messages: u64,
     /// Of bodies.
@@ -24,12 +30,15 @@ pub(super) struct Measured {
     pub(super) requests: u64,
     /// From issue (or from when it was due) to the answer; refused ones too.
     pub(super) latency: Latencies,
+    /// From when messages were sent (or due) to when they were read, for each of them that says when that was.
+    pub(super) delivery: Latencies,
     pub(super) last_answer: Option<Instant>,
 }
 
 /// What a thread notes, and then the sum over all.
 pub(super) struct Tally {
-    pub(super) measured: Measured,
+    send: Measured,
+    read: Measured,
     /// Kind → count, of the whole run: a run with errors has measured something else.
     pub(super) errors: BTreeMap<String, u64>,
     /// Kind → the words of the first.
@@ -63,7 +72,8 @@ pub(super) struct Point {
 impl Measured {
     /// `series`: also by time.
     pub(super) fn new(series: bool) -> Self {
-        Self { messages: 0, bytes: 0, requests: 0, latency: Latencies::new(series), last_answer: None }
+        let (latency, delivery) = (Latencies::new(series), Latencies::new(series));
+        Self { messages: 0, bytes: 0, requests: 0, latency, delivery, last_answer: None }
     }
 
     fn add(&mut self, other: &Self) {
@@ -71,13 +81,27 @@ impl Measured {
         self.bytes += other.bytes;
         self.requests += other.requests;
         self.latency.add(&other.latency);
+        self.delivery.add(&other.delivery);
         self.last_answer = self.last_answer.max(other.last_answer);
     }
 }
 
 impl Tally {
     pub(super) fn new(series: bool) -> Self {
-        Self { measured: Measured::new(series), errors: BTreeMap::new(), words: BTreeMap::new() }
+        let (send, read) = (Measured::new(series), Measured::new(series));
+        Self { send, read, errors: BTreeMap::new(), words: BTreeMap::new() }
+    }
+
+    pub(super) fn part(&mut self, part: Part) -> &mut Measured {
+        match part {
+            Part::Send => &mut self.send,
+            Part::Read => &mut self.read,
+        }
+    }
+
+    /// What was measured of sending, and of reading.
+    pub(super) fn into_parts(self) -> [(Part, Measured); 2] {
+        [(Part::Send, self.send), (Part::Read, self.read)]
     }
 
     pub(super) fn problem(&mut self, problem: Problem, count: u64) {
@@ -86,7 +110,8 @@ impl Tally {
     }
 
     pub(super) fn add(&mut self, other: Self) {
-        self.measured.add(&other.measured);
+        self.send.add(&other.send);
+        self.read.add(&other.read);
         for (kind, count) in other.errors {
             *self.errors.entry(kind).or_default() += count;
         }

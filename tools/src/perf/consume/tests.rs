@@ -1,13 +1,18 @@
-use ringmq_protocol::frame::RemotingCommand;
+use std::time::Duration;
+
 use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
 use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueOffset, StoreTimestamp, SysFlag};
 
 use super::*;
+use crate::perf::arguments::MessageArguments;
+use crate::perf::produce::Sends;
 
 fn pulls(at_end: AtEnd) -> Pulls {
     let position = Position { queue_id: 3, next: 5, at_end, frame: Vec::new() };
     let (topic, codec) = ("topic".to_string(), Codec::RocketMq);
-    let mut pulls = Pulls { topic, codec, messages_max: 32, verify: true, queues: vec![position] };
+    let (group, messages_max, verify, run) = ("g".to_string(), 32, true, None);
+    let queues = vec![position];
+    let mut pulls = Pulls { topic, group, codec, messages_max, verify, run, deliveries: Vec::new(), queues };
     pulls.prepare(0);
     pulls
 }
@@ -20,6 +25,10 @@ fn asked_offset(pulls: &Pulls) -> i64 {
 }
 
 fn record(offset: u64) -> Vec<u8> {
+    record_of(offset, b"hello")
+}
+
+fn record_of(offset: u64, body: &[u8]) -> Vec<u8> {
     let host = "127.0.0.1:1".parse().unwrap();
     let parts = MessageParts {
         topic: "topic",
@@ -31,7 +40,7 @@ fn record(offset: u64) -> Vec<u8> {
         store_host: host,
         reconsume_times: 0,
         prepared_transaction_offset: 0,
-        body: b"hello",
+        body,
         properties: &[],
     };
     let mut bytes = vec![0; encoded_len(&parts)];
@@ -118,4 +127,26 @@ fn an_answer_without_offsets_ends_the_queue() {
     let answer = pulls(AtEnd::Wait).answered(0, ResponseCode::SUCCESS, &bytes);
     assert!(answer.retired);
     assert_eq!(answer.problem.unwrap().kind, "malformed answer");
+}
+
+#[test]
+fn what_this_run_has_sent_says_when() {
+    let run = RunId::new();
+    let messages = MessageArguments { size: 20, batch: 1, seed: 0 };
+    let sent_at = |offset, ms| {
+        let random = crate::perf::produce::Random::of(offset, 0);
+        let mut sends =
+            Sends::new(&messages, &[("topic", 3)], 1, Codec::RocketMq, random, Some(run)).unwrap();
+        sends.on_issue(0, Duration::from_millis(ms));
+        record_of(offset, Frame::decode(sends.frame(0)).unwrap().body)
+    };
+    let mut pulls = Pulls { run: Some(run), ..pulls(AtEnd::Wait) };
+    let body = [sent_at(5, 1), sent_at(6, 1), record(7), sent_at(8, 1), sent_at(9, 2)].concat();
+    let found = reply(ResponseCode::SUCCESS, 10, 10, body);
+    assert_eq!(pulls.answered(0, ResponseCode::SUCCESS, &found), Answer::good(5, 85));
+    let delivery = |ms, messages| Delivery { sent: Duration::from_millis(ms), messages };
+    assert_eq!(pulls.deliveries(), [delivery(1, 3), delivery(2, 1)]);
+    let nothing = reply(ResponseCode::PULL_NOT_FOUND, 10, 10, Vec::new());
+    pulls.answered(0, ResponseCode::PULL_NOT_FOUND, &nothing);
+    assert_eq!(pulls.deliveries(), []);
 }

@@ -5,7 +5,7 @@ use super::*;
 
 fn sends(batch: u32, codec: Codec, seed: u64) -> Sends {
     let messages = MessageArguments { size: 100, batch, seed };
-    Sends::new(&messages, &[("topic", 4), ("topic", 7)], 4, codec, Random::of(seed, 0)).unwrap()
+    Sends::new(&messages, &[("topic", 4), ("topic", 7)], 4, codec, Random::of(seed, 0), None).unwrap()
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn the_seed_decides_the_bodies() {
 #[test]
 fn what_does_not_fit_a_frame_is_refused() {
     let messages = MessageArguments { size: 1 << 20, batch: 17, seed: 0 };
-    let refused = Sends::new(&messages, &[("topic", 0)], 1, Codec::RocketMq, Random::of(0, 0));
+    let refused = Sends::new(&messages, &[("topic", 0)], 1, Codec::RocketMq, Random::of(0, 0), None);
     assert!(refused.is_err_and(|problem| problem.contains("16 MiB")));
 }
 
@@ -75,4 +75,32 @@ fn topics_get_messages_in_turn() {
     let names: Vec<String> = (0..100).map(|number| number.to_string()).collect();
     let topics: Vec<(&str, &[i32])> = names.iter().map(|name| (name.as_str(), &[0, 1, 2][..])).collect();
     assert_eq!(targets_of(&topics, 0, 1).len(), 100);
+}
+
+#[test]
+fn every_body_carries_the_time_at_which_it_is_issued() {
+    let (run, other) = (RunId([7; 8]), RunId([8; 8]));
+    for (batch, size) in [(1, 16), (1, 100), (3, 16), (3, 100)] {
+        let messages = MessageArguments { size, batch, seed: 0 };
+        let random = || Random::of(0, 0);
+        let new = |stamp| Sends::new(&messages, &[("t", 0)], 2, Codec::RocketMq, random(), stamp).unwrap();
+        let (mut stamped, plain) = (new(Some(run)), new(None));
+        let at = Duration::new(5, 123_456_789);
+        stamped.on_issue(1, at);
+        let bodies = |sends: &Sends, slot| -> Vec<Vec<u8>> {
+            let body = Frame::decode(sends.frame(slot)).unwrap().body;
+            match batch {
+                1 => vec![body.to_vec()],
+                _ => BatchEntries::new(body).map(|entry| entry.unwrap().body.to_vec()).collect(),
+            }
+        };
+        assert_eq!(bodies(&stamped, 1).len(), batch as usize);
+        for (body, plain) in bodies(&stamped, 1).iter().zip(bodies(&plain, 1)) {
+            assert_eq!((run.sent(body), other.sent(body)), (Some(at), None));
+            assert_eq!(body[STAMP_BYTES..], plain[STAMP_BYTES..]);
+        }
+        // What is in flight already keeps its time.
+        assert!(bodies(&stamped, 0).iter().all(|body| run.sent(body) != Some(at)));
+    }
+    assert_eq!(run.sent(&[7; 15]), None);
 }
