@@ -189,6 +189,8 @@ pub struct Checker {
     /// What became of old segments, by shard.
     old: BTreeMap<u64, Old>,
     later: Later,
+    /// Sealed segments may know times to this unit only; less than 2: exactly.
+    time_unit_ms: i64,
     /// Acknowledged is not durable.
     is_async: bool,
     /// Queues that have lost their end with the power.
@@ -413,6 +415,12 @@ impl Checker {
 
     // ---- look-ups
 
+    /// From now on segments may span more than 49 days. Then their indexes know times to a unit only (docs/storage.md): a look-up may
+    /// take what was stored within a unit of the time asked for as stored at that time, and never leaves out what counts.
+    pub fn blur_times(&mut self, unit_ms: i64) {
+        self.time_unit_ms = unit_ms;
+    }
+
     /// A look-up by time gave this offset. Messages below `seen_end` had been seen when it was asked.
     pub fn found_by_time(&mut self, queue: Queue, ms: i64, is_upper: bool, seen_end: u64, found: u64) {
         if self.has_rot || self.is_forsaken(queue.topic) {
@@ -430,8 +438,9 @@ impl Checker {
             };
             let is_right = match is_upper {
                 false if stored_ms >= ms => found <= *offset,
-                false => found > *offset,
                 true if stored_ms <= ms => found >= *offset,
+                _ if (stored_ms - ms).abs() < self.time_unit_ms => true,
+                false => found > *offset,
                 // Before the first message there is none: then it is the first.
                 true => found < *offset || (found == *offset && is_first),
             };

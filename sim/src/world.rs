@@ -50,6 +50,8 @@ const FAST: (Duration, Duration) = (Duration::from_micros(20), Duration::from_mi
 const PROBER: u32 = 200;
 /// More than the wall clock was ever put back, and the longest delay.
 const ALL_DUE_MS: i64 = 100 * 86_400_000;
+/// What a segment that spans this knows of times: of so many bits it keeps 32.
+const ALL_DUE_UNIT_MS: i64 = 1 << (i64::BITS - ALL_DUE_MS.leading_zeros() - u32::BITS);
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -212,6 +214,7 @@ impl World {
         // The auditor wants to see all that is there: nothing goes any more.
         // By now everything is due.
         self.cores.iter().for_each(|core| core.watch.borrow_mut().wall_shift_ms += ALL_DUE_MS);
+        self.checker.blur_times(ALL_DUE_UNIT_MS);
         if self.boot(Keeping::ALL) {
             self.audit();
             self.crash();

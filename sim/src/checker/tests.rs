@@ -312,13 +312,19 @@ fn what_was_delayed_comes_in_the_end() {
 #[test]
 fn a_look_up_by_time_is_held_to_what_was_seen() {
     // Message n is stored at time n, at offset n.
-    let found = |ms, is_upper, offset| {
+    let found_within = |unit_ms, ms, is_upper, offset| {
         let mut checker = checker();
+        checker.blur_times(unit_ms);
         checker.pulled(QUEUE, 0..5, &[], &first(5));
         checker.found_by_time(QUEUE, ms, is_upper, 5, offset);
         checker.violations().is_empty()
     };
+    let found = |ms, is_upper, offset| found_within(1, ms, is_upper, offset);
     assert_eq!([1, 2, 3].map(|offset| found(2, false, offset)), [false, true, false]);
     assert_eq!([1, 2, 3].map(|offset| found(2, true, offset)), [false, true, false]);
     assert!(found(-1, true, 0) && found(9, false, 5) && !found(9, false, 4));
+    // In a segment that spans many days some more may be found, and nothing less.
+    let within_two = |is_upper| [0, 1, 2, 3, 4].map(|offset| found_within(2, 2, is_upper, offset));
+    assert_eq!(within_two(false), [false, true, true, false, false]);
+    assert_eq!(within_two(true), [false, false, true, true, false]);
 }
