@@ -10,6 +10,7 @@
 //!     of a topic restart, name servers say that it does not exist.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,7 +27,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout, timeout_at};
 
 use crate::connection::{Call, Connection, ConnectionConfig};
-use crate::error::{ConfigError, RequestError, RouteError};
+use crate::error::{ConfigError, ConsumeError, RequestError, RouteError};
 use crate::hook::{Hook, Hooks};
 use crate::member::{ConsumerMember, Requests};
 use crate::metrics::{Metrics, Registry};
@@ -621,14 +622,26 @@ impl Client {
         }
     }
 
-    /// Returns false if this client has a consumer in that group already: brokers could not tell the two apart.
-    pub(crate) fn add_consumer(&self, member: &Arc<ConsumerMember>) -> bool {
-        let mut members = self.members();
-        if members.consumers.contains_key(&member.group) {
-            return false;
+    /// Makes a consumer a member of its group and tells the brokers of its topics; one that does not exist may appear later.
+    ///
+    /// # Errors
+    /// If this client has a consumer in that group already: brokers could not tell the two apart.
+    pub(crate) async fn join(&self, member: &Arc<ConsumerMember>) -> Result<(), ConsumeError> {
+        match self.members().consumers.entry(member.group.clone()) {
+            Entry::Occupied(_) => {
+                let group = &member.group;
+                return Err(ConsumeError::Config(format!("this client has a consumer in group {group}")));
+            }
+            Entry::Vacant(place) => place.insert(member.clone()),
+        };
+        // Routes first, as heartbeats go to the brokers of known routes.
+        for subscription in &member.subscriptions {
+            if let Err(error) = self.route(&subscription.topic, None).await {
+                tracing::debug!(%error, "subscribed all the same");
+            }
         }
-        members.consumers.insert(member.group.clone(), member.clone());
-        true
+        self.heartbeat_all().await;
+        Ok(())
     }
 
     pub(crate) async fn remove_consumer(&self, group: &str) {

@@ -169,17 +169,7 @@ impl PullConsumerBuilder {
                 false
             }
             _ => {
-                if !inner.client.add_consumer(&inner.member) {
-                    let group = &inner.group;
-                    return Err(ConsumeError::Config(format!("this client has a consumer in group {group}")));
-                }
-                // Routes first, as heartbeats go to the brokers of known routes.
-                for topic in inner.subscriptions.keys() {
-                    if let Err(error) = inner.client.route(topic, None).await {
-                        tracing::info!(%error, "subscribed all the same");
-                    }
-                }
-                inner.client.heartbeat_all().await;
+                inner.client.join(&inner.member).await?;
                 tasks.push(
                     tokio::spawn(rebalance_loop(inner.clone(), self.rebalance_interval)).abort_handle(),
                 );

@@ -114,16 +114,7 @@ impl SimpleConsumerBuilder {
             news: watch::Sender::new(0),
             watching: Mutex::default(),
         });
-        if !inner.client.add_consumer(&inner.member) {
-            return Err(ConsumeError::Config(format!("this client has a consumer in group {}", inner.group)));
-        }
-        // Routes first, as heartbeats go to the brokers of known routes.
-        for subscription in &inner.subscriptions {
-            if let Err(error) = inner.client.route(&subscription.topic, None).await {
-                tracing::info!(%error, "subscribed all the same");
-            }
-        }
-        inner.client.heartbeat_all().await;
+        inner.client.join(&inner.member).await?;
         Ok(SimpleConsumer { inner })
     }
 }

@@ -329,16 +329,7 @@ impl PushConsumerBuilder {
             handler,
             queues: Mutex::default(),
         });
-        if !inner.client.add_consumer(&inner.member) {
-            return Err(ConsumeError::Config(format!("this client has a consumer in group {}", inner.group)));
-        }
-        // Routes first, as heartbeats go to the brokers of known routes.
-        for topic in inner.subscriptions.keys() {
-            if let Err(error) = inner.client.route(topic, None).await {
-                tracing::debug!(%error, "subscribed all the same");
-            }
-        }
-        inner.client.heartbeat_all().await;
+        inner.client.join(&inner.member).await?;
         let mut tasks = vec![
             tokio::spawn(rebalance_loop(inner.clone())).abort_handle(),
             tokio::spawn(persist_loop(inner.clone())).abort_handle(),
