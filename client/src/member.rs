@@ -36,10 +36,33 @@ pub(crate) struct ConsumerMember {
     pub(crate) message_model: MessageModel,
     pub(crate) consume_from_where: ConsumeFromWhere,
     pub(crate) subscriptions: Vec<SubscriptionData>,
+    /// Milliseconds since 1970.
+    pub(crate) started_ms: i64,
     /// Something changed that may change the share of this consumer.
     pub(crate) rebalance: Notify,
     /// Who answers.
     pub(crate) requests: Weak<dyn MemberRequests>,
+}
+
+impl ConsumerMember {
+    /// What consumers of all kinds tell of themselves.
+    pub(crate) fn running_info(&self, is_orderly: bool) -> ConsumerRunningInfo {
+        let consume_type = match self.consume_type {
+            ConsumeType::ConsumeActively => "CONSUME_ACTIVELY",
+            ConsumeType::ConsumePassively => "CONSUME_PASSIVELY",
+            ConsumeType::ConsumePop => "CONSUME_POP",
+        };
+        let properties = [
+            (ConsumerRunningInfo::PROP_CONSUME_ORDERLY, is_orderly.to_string()),
+            (ConsumerRunningInfo::PROP_CONSUME_TYPE, consume_type.to_string()),
+            (ConsumerRunningInfo::PROP_CONSUMER_START_TIMESTAMP, self.started_ms.to_string()),
+        ];
+        ConsumerRunningInfo {
+            properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
+            subscription_set: self.subscriptions.clone(),
+            ..ConsumerRunningInfo::default()
+        }
+    }
 }
 
 /// What is asked of a consumer.

@@ -145,6 +145,7 @@ impl PullConsumerBuilder {
                 message_model: MessageModel::Clustering,
                 consume_from_where: self.from.wire(),
                 subscriptions: subscriptions.clone(),
+                started_ms: now_ms(),
                 rebalance: Notify::new(),
                 requests: weak.clone(),
             }),
@@ -158,7 +159,6 @@ impl PullConsumerBuilder {
             queued,
             assigned_once: Notify::new(),
             auto_commits: self.auto_commit.is_some(),
-            started_ms: now_ms(),
         });
         let mut tasks = Vec::new();
         let is_member = match self.source {
@@ -218,7 +218,6 @@ struct Inner {
     queued: mpsc::Sender<Fetched>,
     assigned_once: Notify,
     auto_commits: bool,
-    started_ms: i64,
 }
 
 #[derive(Default)]
@@ -609,20 +608,13 @@ impl MemberRequests for Inner {
             commit_offset: to_wire(assigned.position),
             ..ProcessQueueInfo::default()
         };
-        let properties = [
-            (ConsumerRunningInfo::PROP_CONSUME_ORDERLY, "false".to_string()),
-            (ConsumerRunningInfo::PROP_CONSUME_TYPE, "CONSUME_ACTIVELY".to_string()),
-            (ConsumerRunningInfo::PROP_CONSUMER_START_TIMESTAMP, self.started_ms.to_string()),
-        ];
         ConsumerRunningInfo {
             mq_table: queues
                 .assigned
                 .iter()
                 .map(|(queue, assigned)| (queue.clone(), info(assigned)))
                 .collect(),
-            properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
-            subscription_set: self.member.subscriptions.clone(),
-            ..ConsumerRunningInfo::default()
+            ..self.member.running_info(false)
         }
     }
 

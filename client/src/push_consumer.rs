@@ -102,7 +102,6 @@ struct Inner {
     offsets: Option<OffsetFile>,
     limits: Limits,
     intervals: Intervals,
-    started_ms: i64,
     permits: Arc<Semaphore>,
     handler: Handler,
     republisher: Sender,

@@ -101,6 +101,7 @@ impl SimpleConsumerBuilder {
                 message_model: MessageModel::Clustering,
                 consume_from_where: self.from.wire(),
                 subscriptions: subscriptions.clone(),
+                started_ms: now_ms(),
                 rebalance: Notify::new(),
                 requests: weak.clone(),
             }),
@@ -109,7 +110,6 @@ impl SimpleConsumerBuilder {
             subscriptions: subscriptions.into_iter().map(Arc::new).collect(),
             from: self.from,
             wait: self.wait,
-            started_ms: now_ms(),
             turn: AtomicUsize::new(rand::random::<u16>().into()),
             news: watch::Sender::new(0),
             watching: Mutex::default(),
@@ -175,7 +175,6 @@ struct Inner {
     subscriptions: Vec<Arc<SubscriptionData>>,
     from: ConsumeFrom,
     wait: Duration,
-    started_ms: i64,
     /// The target that is asked first.
     turn: AtomicUsize,
     /// Changes when a broker may have something.
@@ -620,16 +619,7 @@ impl MemberRequests for Inner {
     }
 
     fn running_info(&self) -> ConsumerRunningInfo {
-        let properties = [
-            (ConsumerRunningInfo::PROP_CONSUME_ORDERLY, "false".to_string()),
-            (ConsumerRunningInfo::PROP_CONSUME_TYPE, "CONSUME_POP".to_string()),
-            (ConsumerRunningInfo::PROP_CONSUMER_START_TIMESTAMP, self.started_ms.to_string()),
-        ];
-        ConsumerRunningInfo {
-            properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
-            subscription_set: self.member.subscriptions.clone(),
-            ..ConsumerRunningInfo::default()
-        }
+        self.member.running_info(false)
     }
 
     fn consume_directly(

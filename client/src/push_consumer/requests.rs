@@ -45,22 +45,17 @@ impl MemberRequests for Inner {
         let now = Instant::now();
         let queues = lock(&self.queues);
         let mq_table = queues.iter().map(|(queue, running)| (queue.clone(), running.state.info(now)));
-        let properties = [
-            (ConsumerRunningInfo::PROP_CONSUME_ORDERLY, self.is_orderly().to_string()),
-            (ConsumerRunningInfo::PROP_CONSUME_TYPE, "CONSUME_PASSIVELY".to_string()),
-            (ConsumerRunningInfo::PROP_CONSUMER_START_TIMESTAMP, self.started_ms.to_string()),
-            (ConsumerRunningInfo::PROP_THREADPOOL_CORE_SIZE, self.limits.concurrency.to_string()),
-        ];
-        ConsumerRunningInfo {
+        let mut info = ConsumerRunningInfo {
             mq_table: mq_table.collect(),
-            properties: properties.map(|(name, value)| (name.to_string(), value)).into(),
             status_table: queues
                 .iter()
                 .map(|(queue, running)| (queue.topic.clone(), running.state.stats.status()))
                 .collect(),
-            subscription_set: self.member.subscriptions.clone(),
-            ..ConsumerRunningInfo::default()
-        }
+            ..self.member.running_info(self.is_orderly())
+        };
+        let concurrency = self.limits.concurrency.to_string();
+        info.properties.insert(ConsumerRunningInfo::PROP_THREADPOOL_CORE_SIZE.into(), concurrency);
+        info
     }
 
     fn consume_directly(
