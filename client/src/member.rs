@@ -77,11 +77,14 @@ pub(crate) trait MemberRequests: Send + Sync {
     fn running_info(&self) -> ConsumerRunningInfo;
 
     /// Hands a message to the handler; `None` if there is none.
-    fn consume_directly(
-        self: Arc<Self>,
-        message: MessageExt,
-    ) -> Option<Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>>;
+    fn consume_directly(self: Arc<Self>, message: MessageExt) -> Option<Consuming> {
+        drop(message);
+        None
+    }
 }
+
+/// A message in the hands of a handler.
+pub(crate) type Consuming = Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>;
 
 /// What servers ask of a client.
 pub(crate) struct Requests(pub(crate) Weak<Inner>);

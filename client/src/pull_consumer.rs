@@ -9,7 +9,7 @@
 //! L4  fetched and not yet polled are at most `FETCHED_MAX` batches and one more per queue.
 
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
@@ -17,8 +17,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use ringmq_protocol::body::{
-    ConsumeMessageDirectlyResult, ConsumeType, ConsumerRunningInfo, MessageModel, MessageQueue,
-    ProcessQueueInfo, SubscriptionData,
+    ConsumeType, ConsumerRunningInfo, MessageModel, MessageQueue, ProcessQueueInfo, SubscriptionData,
 };
 use ringmq_protocol::message::MessageExt;
 use ringmq_protocol::name;
@@ -616,13 +615,6 @@ impl MemberRequests for Inner {
                 .collect(),
             ..self.member.running_info(false)
         }
-    }
-
-    fn consume_directly(
-        self: Arc<Self>,
-        _: MessageExt,
-    ) -> Option<Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>> {
-        None
     }
 }
 

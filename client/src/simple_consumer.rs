@@ -9,15 +9,13 @@
 //! M3  a message that the subscription does not want, but the broker could not tell, is acknowledged here.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use ringmq_protocol::body::{
-    BatchAck, BatchAckBody, Body, ConsumeMessageDirectlyResult, ConsumeType, ConsumerRunningInfo,
-    MessageModel, MessageQueue, SubscriptionData,
+    BatchAck, BatchAckBody, Body, ConsumeType, ConsumerRunningInfo, MessageModel, MessageQueue,
+    SubscriptionData,
 };
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::Fields;
@@ -620,13 +618,6 @@ impl MemberRequests for Inner {
 
     fn running_info(&self) -> ConsumerRunningInfo {
         self.member.running_info(false)
-    }
-
-    fn consume_directly(
-        self: Arc<Self>,
-        _: MessageExt,
-    ) -> Option<Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>> {
-        None
     }
 }
 

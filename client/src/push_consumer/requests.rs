@@ -1,8 +1,6 @@
 //! What a push consumer answers when brokers and tools ask.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use ringmq_protocol::body::{
@@ -16,7 +14,7 @@ use super::send_back::restored;
 use super::{ConsumeResult, Handler, Hold, Inner, OrderlyResult, QueueState};
 use crate::client::lock;
 use crate::group::to_wire;
-use crate::member::MemberRequests;
+use crate::member::{Consuming, MemberRequests};
 
 impl MemberRequests for Inner {
     fn reset_offsets(self: Arc<Self>, offsets: BTreeMap<MessageQueue, QueueOffset>) {
@@ -58,10 +56,7 @@ impl MemberRequests for Inner {
         info
     }
 
-    fn consume_directly(
-        self: Arc<Self>,
-        message: MessageExt,
-    ) -> Option<Pin<Box<dyn Future<Output = ConsumeMessageDirectlyResult> + Send>>> {
+    fn consume_directly(self: Arc<Self>, message: MessageExt) -> Option<Consuming> {
         let begun = Instant::now();
         let message = restored(&message);
         Some(Box::pin(async move {
