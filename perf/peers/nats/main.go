@@ -1,5 +1,5 @@
-// The published NATS client against JetStream: every connection has a stream of its own, --in-flight × --batch messages published and
-// not yet acknowledged at a time, or fetches --batch messages at a time, again from the beginning where the stream ends. What is answered
+// The published NATS client against JetStream: every connection has a stream of its own, --in-flight messages published and not
+// yet acknowledged at a time, or fetches --batch messages at a time, again from the beginning where the stream ends. What is answered
 // between warm-up and end counts. Prints the fields of the summary of ringmq-perf --json that are compared, and what was
 // acknowledged and stored in the whole run, warm-up included. Latency is that of a message, of a fetch when consuming.
 package main
@@ -33,9 +33,9 @@ var (
 	servers     = flag.String("servers", "", "HOST:PORT")
 	topic       = flag.String("topic", "", "prefix of the streams")
 	size        = flag.Int("size", 1024, "bytes of a message")
-	batch       = flag.Int("batch", 1, "messages of a request")
+	batch       = flag.Int("batch", 1, "messages of a fetch")
 	connections = flag.Int("connections", 1, "")
-	inFlight    = flag.Int("in-flight", 1, "requests unanswered at a time on a connection")
+	inFlight    = flag.Int("in-flight", 1, "messages unanswered at a time on a connection")
 	warmup      = flag.Float64("warmup", 2, "seconds")
 	seconds     = flag.Float64("seconds", 10, "")
 	count       = flag.Int64("count", 0, "messages, instead of a time")
@@ -110,7 +110,7 @@ type published struct {
 }
 
 func produce(js jetstream.JetStream, subject string, body []byte, seen *latencies) {
-	if *inFlight**batch == 1 {
+	if *inFlight == 1 {
 		for !over.Load() && budget.Add(-1) >= 0 {
 			begin := time.Now()
 			if _, err := js.Publish(context.Background(), subject, body); err != nil {
@@ -122,7 +122,7 @@ func produce(js jetstream.JetStream, subject string, body []byte, seen *latencie
 		return
 	}
 	// The one that is waited for is in flight as well.
-	waiting := make(chan published, *inFlight**batch-1)
+	waiting := make(chan published, *inFlight-1)
 	var collector sync.WaitGroup
 	collector.Go(func() {
 		for one := range waiting {
@@ -231,7 +231,7 @@ func main() {
 	for range max(*connections, 1) {
 		connection, err := nats.Connect("nats://" + *servers)
 		check(err)
-		js, err := jetstream.New(connection, jetstream.WithPublishAsyncMaxPending(*inFlight**batch+1), jetstream.WithPublishAsyncTimeout(answerWithin))
+		js, err := jetstream.New(connection, jetstream.WithPublishAsyncMaxPending(*inFlight+1), jetstream.WithPublishAsyncTimeout(answerWithin))
 		check(err)
 		all = append(all, js)
 	}
