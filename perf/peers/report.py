@@ -162,7 +162,7 @@ def machine(results):
     about = results["machine"]
     return [
         f"{results['date']}; {about['cpu']}, {about['cores']} cores, {about['memory_gib']:.0f} GiB, Linux {about['kernel']}, {about['filesystem']} at the data; "
-        f"load average at the start {about['load']}. {about['java']}. {results['options']['rounds']} rounds, in each of which all systems were started in turn with empty folders; "
+        f"load average at the start {about['load']}. {about['java']}. {results['rounds']} round{'s' if results['rounds'] > 1 else ''}, in each of which all systems were started in turn with empty folders; "
         f"{results['options']['seconds']:g} s measured for each figure. Medians of the rounds, least and greatest in parentheses."
     ]
 
