@@ -243,7 +243,7 @@ impl Report {
         let PartSummary { seconds, messages_per_second, mb_per_second, .. } = main;
         let title = format!("{mode} {topic}: {messages_per_second:.0} msg/s, {mb_per_second:.1} MB/s");
         let latency = main.latency_us.as_ref().map_or(String::new(), |latency| format!(": {latency} µs"));
-        (title, format!("{seconds:.1} s{latency}"))
+        (title, format!("{seconds:.1} s, {}{latency}", main.part))
     }
 
     /// To standard output.
