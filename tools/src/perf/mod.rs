@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let processes: Vec<_> =
         common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
     let drawing = common.plot.as_deref().map(Output::create).transpose()?;
-    let live = std::io::stderr().is_terminal();
+    let live = std::io::stderr().is_terminal().then_some("measuring");
     let (warmup, measured) = (arguments.command.warmup(), arguments.command.measured());
     let plan = Plan {
         threads: common.threads,
