@@ -303,7 +303,8 @@ impl<'a> Engine<'a> {
         let position = PhysicalOffset(2 * config.segment_bytes);
         let mut recovered = Recovered::empty(&config);
         recovered.end = ChainPoint { position, ..ChainPoint::default() };
-        let log = CommitLog::new(config.clone(), recovered);
+        let mut log = CommitLog::new(config.clone(), recovered);
+        log.prepare_memory_with(ringmq_ring::prefer_huge_pages);
         // Not zeros: a disk may know them.
         let body =
             (0..config.record_bytes_max).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -88,6 +88,7 @@ struct ShardPlan {
     metadata_path: PathBuf,
     store: FsStore,
     lock: File,
+    spin: Duration,
     inbox: Receiver<ToShard>,
     outbox: Sender<FromShard>,
     notify: Arc<Notify>,
@@ -144,6 +145,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
             metadata_path: data.metadata_path(),
             store: data.store(index),
             lock: data.lock_file().try_clone().map_err(BrokerError::Thread)?,
+            spin: config.spin,
             inbox,
             outbox,
             notify: notify.clone(),
@@ -274,7 +276,7 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
     if let Err(error) = ringmq_ring::pin_current_thread(plan.core) {
         tracing::warn!("{}: cannot be pinned to core {}: {error}", plan.broker_name, plan.core);
     }
-    let mut ring = Uring::new(RingConfig::default())?;
+    let mut ring = Uring::new(RingConfig { spin: plan.spin, ..RingConfig::default() })?;
     ring.hold_open(&plan.lock).map_err(BrokerError::Thread)?;
     let (listener, listen) = bind(&mut ring, plan.listen)?;
     let mut listeners = vec![listener];
@@ -298,8 +300,9 @@ fn start_shard(mut plan: ShardPlan) -> Result<(Driver<Uring>, ShardReady), Broke
     let started = Instant::now();
     let log = plan.log.clone();
     let mut progress = |line| tracing::info!("shard {}: {line}", plan.index);
-    let boot = Shard::boot(config, plan.log, &mut plan.store, wall_ms(), &mut progress)
+    let mut boot = Shard::boot(config, plan.log, &mut plan.store, wall_ms(), &mut progress)
         .map_err(|source| BrokerError::Recover { shard: plan.index, source })?;
+    boot.shard.prepare_memory_with(ringmq_ring::prefer_huge_pages);
     let ready = ShardReady {
         listen,
         address,

@@ -93,11 +93,19 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
     scrub_rate: Option<u64>,
+    /// How long a shard that has nothing to do looks for work before it sleeps, like 200us, at most 1ms: lowest latency for that
+    /// much CPU at each pause [default: 0s, it sleeps at once]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[serde(default, deserialize_with = "duration_or_none")]
+    spin: Option<Duration>,
     /// Memory of each shard for recent messages, like 64MiB [default: 64MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
     tail_memory: Option<u64>,
 }
+
+/// Longer pauses than this are no pauses of a busy shard.
+const SPIN_MAX: Duration = Duration::from_millis(1);
 
 #[derive(ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
@@ -143,6 +151,8 @@ pub struct Config {
     pub retention: Retention,
     /// Bytes a second and shard; 0: never.
     pub scrub_bytes_per_s: u64,
+    /// See [`ringmq_ring::Config::spin`].
+    pub spin: Duration,
 }
 
 /// One line that says what is wrong with the settings and what to do.
@@ -195,6 +205,7 @@ impl Settings {
             retention_size: self.retention_size.or(file.retention_size),
             retention: self.retention.or(file.retention),
             scrub_rate: self.scrub_rate.or(file.scrub_rate),
+            spin: self.spin.or(file.spin),
         }
     }
 
@@ -207,6 +218,12 @@ impl Settings {
         }
         if self.shards == Some(0) {
             return Err(ConfigError("shards must be at least 1".to_owned()));
+        }
+        let spin = self.spin.unwrap_or_default();
+        if spin > SPIN_MAX {
+            return Err(ConfigError(format!(
+                "spin {spin:?} is too long: at most {SPIN_MAX:?}, for a shard spends it before each sleep"
+            )));
         }
         let name_servers = match self.namesrv {
             Some(list) => NameServers::Elsewhere(parse_name_servers(&list)?),
@@ -241,6 +258,7 @@ impl Settings {
                 forced: self.retention == Some(Delete::Force),
             },
             scrub_bytes_per_s: self.scrub_rate.unwrap_or(8 << 20),
+            spin,
         })
     }
 }
@@ -308,17 +326,19 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
-    let seconds = match unit.trim() {
-        "s" => 1,
-        "m" | "min" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return Err(format!("{text:?} is not a time: use a number and s, m, h or d, like 72h")),
+    let micros = match unit.trim() {
+        "us" => 1,
+        "ms" => 1000,
+        "s" => 1_000_000,
+        "m" | "min" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 24 * 3_600_000_000,
+        _ => return Err(format!("{text:?} is not a time: use a number and us, ms, s, m, h or d, like 72h")),
     };
     let number: u64 = number
         .parse()
         .map_err(|_| format!("{text:?} is not a time: it must begin with a number, like 72h"))?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+    number.checked_mul(micros).map(Duration::from_micros).ok_or_else(|| format!("{text:?} is too long"))
 }
 
 fn duration_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -369,6 +389,8 @@ mod tests {
         let file = "name = \"from-file\"\nflush = \"async\"\nembedded-namesrv = \"127.0.0.1:1\"\nsegment-size = \"16MiB\"\n";
         let config = resolve("--name here --namesrv a:1;b:2", file).unwrap();
         assert_eq!((config.name.as_str(), config.flush), ("here", Flush::Async));
+        assert_eq!(resolve("--spin 20us", "spin = \"1ms\"").unwrap().spin, Duration::from_micros(20));
+        assert_eq!((resolve("", "").unwrap().spin, config.spin), (Duration::ZERO, Duration::ZERO));
         assert_eq!(config.name_servers, NameServers::Elsewhere(vec!["a:1".into(), "b:2".into()]));
         assert_eq!(config.segment_bytes, Some(16 << 20));
     }
@@ -382,6 +404,7 @@ mod tests {
             ("--namesrv nowhere", "", "HOST:PORT"),
             ("--name a/b", "", "cannot be used"),
             ("--flush later", "", "sync"),
+            ("--spin 2ms", "", "at most 1ms"),
         ];
         for (line, file, part) in wrong {
             let text = resolve(line, file).unwrap_err().to_string();

@@ -30,6 +30,7 @@ mod align;
 mod buffers;
 mod errno;
 mod file;
+mod read_memory;
 mod setup;
 pub mod sim;
 mod slab;
@@ -44,7 +45,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use align::{DIRECT_ALIGN, aligned_buffer, is_direct_aligned};
+pub use align::{DIRECT_ALIGN, aligned_buffer, is_direct_aligned, prefer_huge_pages};
 pub use errno::Errno;
 pub use file::{DirectAlignment, direct_alignment};
 pub use setup::{Config, SetupError, available_cores, pin_current_thread};

@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code)]
 
+mod end;
 mod work;
 
 use std::cell::UnsafeCell;
@@ -28,11 +29,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use io_uring::squeue::Entry;
-use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
+use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 use crate::buffers::BufferRing;
 use crate::file::{self, FileEntry, Pipes};
+use crate::read_memory::ReadMemory;
 use crate::setup::{self, Config, SetupError};
 use crate::slab::Slab;
 use crate::socket::{self, ListenerEntry, Message, SocketEntry, Wake};
@@ -58,6 +60,8 @@ pub struct Uring {
     sockets: Slab<SocketEntry>,
     files: Slab<FileEntry>,
     buffers: BufferRing,
+    read_memory: ReadMemory,
+    spin: Duration,
     pipes: Pipes,
     /// `SendFile`s without a pipe, longest waiting first.
     pipe_waiters: VecDeque<Slot>,
@@ -97,6 +101,8 @@ impl Uring {
             sockets: Slab::new(),
             files: Slab::new(),
             buffers,
+            read_memory: ReadMemory::default(),
+            spin: config.spin,
             pipes: Pipes::new(config.pipes_max),
             pipe_waiters: VecDeque::new(),
             disarmed: VecDeque::new(),
@@ -457,46 +463,6 @@ impl Uring {
         self.conclude(slot, Outcome::Received(end));
         self.close_if_unused(socket);
     }
-
-    /// Waits until the kernel has let go of everything. An error says that it may not have.
-    fn quiesce(&mut self) -> io::Result<()> {
-        for entry in self.queue.drain(..) {
-            if self.ops.get(Slot::from_u64(entry.get_user_data())).is_some() {
-                self.in_kernel_count -= 1;
-            }
-        }
-        for (_, entry) in self.sockets.iter() {
-            let _ = entry.stream.shutdown(Shutdown::Both);
-        }
-        self.queue
-            .push_back(opcode::AsyncCancel2::new(CancelBuilder::any().all()).build().user_data(IGNORED));
-        while self.in_kernel_count > 0 {
-            self.enter(true, None)?;
-            while let Some(cqe) = self.ring.completion().next() {
-                let Some(op) = self.ops.get(Slot::from_u64(cqe.user_data())) else { continue };
-                if matches!(op.work, Work::Accept { .. }) && cqe.result() >= 0 {
-                    // Dropped, and thereby closed.
-                    let _ = socket::accepted(cqe.result());
-                }
-                if !cqueue::more(cqe.flags()) {
-                    self.in_kernel_count -= 1;
-                }
-            }
-        }
-        self.buffers.unregister(&self.ring)
-    }
-}
-
-impl Drop for Uring {
-    /// Memory that the kernel may write to must outlive every submission, so this waits: sockets are shut down,
-    /// everything is cancelled, and a write in flight at the disk is waited for. If the kernel refuses to be waited
-    /// for, the memory is leaked instead of freed.
-    fn drop(&mut self) {
-        if self.quiesce().is_err() {
-            std::mem::forget(std::mem::replace(&mut self.ops, Slab::new()));
-            self.buffers.leak();
-        }
-    }
 }
 
 /// Zero is the first time anybody in the process asked, so that all rings agree.
@@ -629,7 +595,8 @@ impl Ring for Uring {
                     return self.report(tag, Outcome::Read(Ok(Bytes::new())));
                 }
                 entry.users += 1;
-                let reading = Reading::new(entry.file.as_raw_fd(), offset, len, entry.direct);
+                let fd = entry.file.as_raw_fd();
+                let reading = Reading::new(fd, offset, len, entry.direct, &self.read_memory);
                 let slot = self.insert(tag, Work::Read { file: file.0, reading });
                 self.arm(slot);
             }
@@ -661,19 +628,24 @@ impl Ring for Uring {
     }
 
     fn turn(&mut self, deadline: Option<Nanos>, out: &mut Vec<Completion>) -> io::Result<()> {
+        // Looked up only when there is nothing to do: most turns begin with completions.
+        let mut sleep_from = None;
         loop {
             self.arm_receives();
             let timeout = deadline.map(|deadline| deadline.since(monotonic()));
             let more_to_arm = !self.disarmed.is_empty() && self.buffers.offered() > 0;
-            let wait = self.ready.is_empty() && !more_to_arm && timeout != Some(Duration::ZERO);
-            let in_time = self.enter(wait, timeout)?;
+            let is_idle = self.ready.is_empty() && !more_to_arm && timeout != Some(Duration::ZERO);
+            let spins = is_idle
+                && !self.spin.is_zero()
+                && monotonic() < *sleep_from.get_or_insert_with(|| monotonic().plus(self.spin));
+            let in_time = self.enter(is_idle && !spins, timeout)?;
             self.collect();
             let unsubmitted = !self.queue.is_empty() || !self.ring.submission().is_empty();
             if !self.ready.is_empty() {
                 out.append(&mut self.ready);
                 return Ok(());
             }
-            if !unsubmitted && !more_to_arm && (!in_time || timeout == Some(Duration::ZERO)) {
+            if !unsubmitted && !more_to_arm && !spins && (!in_time || timeout == Some(Duration::ZERO)) {
                 return Ok(());
             }
         }

@@ -4,14 +4,23 @@
 //!     anything of it leaves, once.
 //! C2  A first block that is found damaged is read once more: a disk may stutter. If it stays damaged it costs the messages
 //!     in it and is reported; it stops nobody. Behind a damaged block a stretch ends.
-//! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them.
+//! C3  The last few stretches are kept, so that readers of neighbouring queues, and the next pull, find them. A read serves
+//!     all who wait for something in it.
+//! C4  Behind a stretch that a pull was served from, the next one is read ahead while nothing else is to be read.
+//! C5  Few reads are under way at a time, and fewer while the log is being written: a disk serves what it was asked in
+//!     order, and a durable send must not wait behind megabytes that somebody else catches up with. Of those that wait,
+//!     who waits longest and who is farthest back take turns: those behind come up with the others and share their reads,
+//!     and nobody waits for ever.
 
 use super::Shard;
 use super::delay::DelayLevel;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::find::Find;
 use super::hold::Pull;
-use super::limits::{COLD_CACHE_COUNT, COLD_READ_BYTES_MAX, COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX};
+use super::limits::{
+    COLD_CACHE_COUNT, COLD_READ_BYTES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
+    SQL_WORK_MAX,
+};
 use super::pop::{Pop, PopRead, Revive};
 use super::pull::Chosen;
 use super::relay::Question;
@@ -143,19 +152,48 @@ enum Wrong {
     Block(BlockError),
 }
 
+#[derive(Clone, Copy)]
 struct ColdRead {
-    start: PhysicalOffset,
-    /// A block begins there, as the index says; else there or in the next sector.
-    is_exact: bool,
+    at: ReadAt,
     len: u32,
     is_second_try: bool,
-    purpose: Purpose,
+    /// Nobody had asked for it when it was made.
+    is_ahead: bool,
 }
+
+impl ColdRead {
+    fn covers(&self, at: ReadAt) -> bool {
+        self.at == at || (self.at.block..self.end()).contains(&at.block)
+    }
+
+    fn end(&self) -> PhysicalOffset {
+        PhysicalOffset(self.at.block.0 + u64::from(self.len))
+    }
+}
+
+/// Where a stretch is to begin.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ReadAt {
+    block: PhysicalOffset,
+    /// A block begins there, as the index says; else there or in the next sector.
+    is_exact: bool,
+}
+
+/// How many of those who wait longest are looked at for one who waits for no read under way: the others get theirs soon.
+const OLDEST_SEEN_MAX: usize = 64;
+
+/// Tells those apart who wait for the same place, oldest first.
+type Ticket = u64;
 
 #[derive(Default)]
 pub(super) struct ColdReads {
     in_flight: BTreeMap<u64, ColdRead>,
-    waiting: VecDeque<(PhysicalOffset, bool, Purpose)>,
+    waiting: BTreeMap<(ReadAt, Ticket), Purpose>,
+    /// The same, oldest first.
+    by_age: BTreeMap<Ticket, ReadAt>,
+    next_ticket: Ticket,
+    /// The next read is for who waits longest.
+    is_turn_of_oldest: bool,
     /// Newest last.
     kept: VecDeque<Rc<Stretch>>,
     segment_bytes: u64,
@@ -181,7 +219,62 @@ impl ColdReads {
 
     /// True while a read of the segment is under way.
     pub(super) fn is_reading(&self, segment: SegmentBase) -> bool {
-        self.in_flight.values().any(|read| SegmentBase::of(read.start, self.segment_bytes) == segment)
+        self.in_flight.values().any(|read| SegmentBase::of(read.at.block, self.segment_bytes) == segment)
+    }
+
+    fn wait(&mut self, at: ReadAt, purpose: Purpose) {
+        self.waiting.insert((at, self.next_ticket), purpose);
+        self.by_age.insert(self.next_ticket, at);
+        self.next_ticket += 1;
+    }
+
+    fn take(&mut self, at: ReadAt, ticket: Ticket) -> Option<Purpose> {
+        self.by_age.remove(&ticket);
+        self.waiting.remove(&(at, ticket))
+    }
+
+    /// Those who wait for exactly this place, oldest first.
+    fn take_all_at(&mut self, at: ReadAt) -> Vec<Purpose> {
+        let tickets: Vec<Ticket> =
+            self.waiting.range((at, 0)..=(at, Ticket::MAX)).map(|((_, ticket), _)| *ticket).collect();
+        tickets.into_iter().filter_map(|ticket| self.take(at, ticket)).collect()
+    }
+
+    /// Those whose block is in a stretch.
+    fn take_all_in(&mut self, stretch: &Stretch) -> Vec<Purpose> {
+        let from = ReadAt { block: stretch.start, is_exact: false };
+        let to = ReadAt { block: stretch.next, is_exact: false };
+        let waiting = self.waiting.range((from, 0)..(to, 0)).map(|(key, _)| *key);
+        let is_there = |(at, _): &(ReadAt, Ticket)| {
+            stretch.blocks.binary_search_by_key(&at.block, |block| block.start).is_ok()
+        };
+        let found: Vec<(ReadAt, Ticket)> = waiting.filter(is_there).collect();
+        found.into_iter().filter_map(|(at, ticket)| self.take(at, ticket)).collect()
+    }
+
+    fn covering(&self, at: ReadAt) -> Option<&ColdRead> {
+        self.in_flight.values().find(|read| read.covers(at))
+    }
+
+    /// C5: where the next read is to begin, if somebody waits for what no read under way will bring.
+    fn next_to_read(&mut self) -> Option<ReadAt> {
+        self.is_turn_of_oldest = !self.is_turn_of_oldest;
+        if self.is_turn_of_oldest {
+            let mut oldest = self.by_age.values().take(OLDEST_SEEN_MAX).copied();
+            if let Some(at) = oldest.find(|at| self.covering(*at).is_none()) {
+                return Some(at);
+            }
+        }
+        let mut from = ReadAt { block: PhysicalOffset(0), is_exact: false };
+        loop {
+            let ((at, _), _) = self.waiting.range((from, 0)..).next()?;
+            match self.covering(*at) {
+                None => return Some(*at),
+                // The next one that this read does not bring.
+                Some(read) if at.block < read.end() => from = ReadAt { block: read.end(), is_exact: false },
+                Some(_) => return None,
+            }
+        }
     }
 }
 
@@ -199,16 +292,19 @@ impl Shard {
         let (segment, offset) = self.locate(block);
         let in_segment = self.log.config().segment_bytes - offset;
         let left = in_segment.min(self.log.durable().0.saturating_sub(segment.0 + offset));
-        left.min(u64::from(COLD_READ_BYTES_MAX)) as u32
+        // Where blocks are long, half of one is of no use.
+        let lately = self.cold.kept.back().and_then(|stretch| stretch.blocks.first());
+        let wanted = lately.map_or(COLD_READ_BYTES, |block| COLD_READ_BYTES.max(block.len));
+        left.min(u64::from(wanted)) as u32
     }
 
     /// Gets the stretch that begins at a block, now or once it is read, and goes on with its purpose.
     pub(super) fn read_cold(&mut self, block: PhysicalOffset, purpose: Purpose, fx: &mut Effects) {
-        self.read_stretch(block, true, purpose, fx);
+        self.read_stretch(ReadAt { block, is_exact: true }, purpose, fx);
     }
 
-    fn read_stretch(&mut self, block: PhysicalOffset, is_exact: bool, purpose: Purpose, fx: &mut Effects) {
-        if let Some(stretch) = self.cold.kept(block).cloned() {
+    fn read_stretch(&mut self, at: ReadAt, purpose: Purpose, fx: &mut Effects) {
+        if let Some(stretch) = self.cold.kept(at.block).cloned() {
             return self.on_stretch(purpose, &stretch, fx);
         }
         if self.cold.waiting.len() >= COLD_WAITING_MAX {
@@ -216,16 +312,57 @@ impl Shard {
                 format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
             return self.fail_read(&purpose, ResponseCode::SYSTEM_BUSY, &remark, fx);
         }
-        if self.cold.in_flight.len() >= COLD_READS_MAX {
-            return self.cold.waiting.push_back((block, is_exact, purpose));
+        self.cold.wait(at, purpose);
+        self.read_waiting(fx);
+    }
+
+    /// Makes reads for those who wait, as many as may be under way.
+    pub(super) fn read_waiting(&mut self, fx: &mut Effects) {
+        let is_writing = self.log.staged_bytes() > 0;
+        let reads_max = if is_writing { COLD_READS_BESIDE_WRITES_MAX } else { COLD_READS_MAX };
+        while self.cold.in_flight.len() < reads_max
+            && let Some(at) = self.cold.next_to_read()
+        {
+            if at.block < self.log_start() {
+                // The segment was released meanwhile.
+                self.give_up_read(at, fx);
+            } else {
+                let len = self.cold_len(at.block);
+                self.submit_cold(ColdRead { at, len, is_second_try: false, is_ahead: false }, fx);
+            }
         }
-        let len = self.cold_len(block);
-        self.submit_cold(ColdRead { start: block, is_exact, len, is_second_try: false, purpose }, fx);
+    }
+
+    /// C4
+    fn read_ahead(&mut self, stretch: &Stretch, fx: &mut Effects) {
+        let at = ReadAt { block: stretch.next, is_exact: false };
+        let is_kept = self.cold.kept.iter().any(|kept| (kept.start..kept.next).contains(&at.block));
+        let is_cold = at.block < self.log.tail_start();
+        if self.cold.in_flight.is_empty() && self.cold.waiting.is_empty() && is_cold && !is_kept {
+            let len = self.cold_len(at.block);
+            if len > 0 && self.locate(at.block).0 == self.locate(stretch.start).0 {
+                self.submit_cold(ColdRead { at, len, is_second_try: false, is_ahead: true }, fx);
+            }
+        }
+    }
+
+    /// What is wanted there is gone. Where its queue begins now is a pull's next question.
+    fn give_up_read(&mut self, at: ReadAt, fx: &mut Effects) {
+        for purpose in self.cold.take_all_at(at) {
+            match purpose {
+                Purpose::Pull { pull, .. } => self.evaluate(pull, fx),
+                purpose => {
+                    let nothing =
+                        Stretch { start: at.block, bytes: Bytes::new(), blocks: Vec::new(), next: at.block };
+                    self.on_stretch(purpose, &nothing, fx);
+                }
+            }
+        }
     }
 
     fn submit_cold(&mut self, read: ColdRead, fx: &mut Effects) {
         let id = self.next_read_id();
-        let (segment, offset) = self.locate(read.start);
+        let (segment, offset) = self.locate(read.at.block);
         fx.reads.push(FileRead { id, file: LogFile::Segment, segment, offset, len: read.len });
         self.cold.in_flight.insert(id, read);
     }
@@ -239,19 +376,15 @@ impl Shard {
         match result {
             Ok(bytes) => self.on_cold_bytes(read, bytes, fx),
             Err(reason) => {
-                let line =
-                    format!("reading {} bytes of the log at {} failed: {reason}", read.len, read.start);
-                self.fail_read(&read.purpose, ResponseCode::SYSTEM_ERROR, &line, fx);
+                let at = read.at.block;
+                let line = format!("reading {} bytes of the log at {at} failed: {reason}", read.len);
+                for purpose in self.cold.take_all_at(read.at) {
+                    self.fail_read(&purpose, ResponseCode::SYSTEM_ERROR, &line, fx);
+                }
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
         }
-        if let Some((block, is_exact, purpose)) = self.cold.waiting.pop_front() {
-            match purpose {
-                // The segment was released while the pull waited: where the queue begins now is another question.
-                Purpose::Pull { pull, .. } if block < self.log_start() => self.evaluate(pull, fx),
-                purpose => self.read_stretch(block, is_exact, purpose, fx),
-            }
-        }
+        self.read_waiting(fx);
     }
 
     fn fail_read(&mut self, purpose: &Purpose, code: ResponseCode, line: &str, fx: &mut Effects) {
@@ -266,42 +399,48 @@ impl Shard {
     }
 
     fn on_cold_bytes(&mut self, read: ColdRead, bytes: Bytes, fx: &mut Effects) {
-        let (stretch, first) = self.check(read.start, read.is_exact, bytes);
+        let (stretch, first) = self.check(read.at, bytes);
         match first {
-            Ok(()) => {
-                let stretch = Rc::new(stretch);
-                self.cold.keep(stretch.clone());
-                self.on_stretch(read.purpose, &stretch, fx);
+            Ok(()) => {}
+            // Whoever wants what is there will ask, and be told. At the end of a segment there may be nothing.
+            Err(_) if read.is_ahead => return,
+            Err(Wrong::Longer(len)) if len > read.len => {
+                return self.submit_cold(ColdRead { len, ..read }, fx);
             }
-            Err(Wrong::Longer(len)) if len > read.len => self.submit_cold(ColdRead { len, ..read }, fx),
             Err(problem) if !read.is_second_try => {
                 fx.log(format!(
                     "{}: reading {} bytes of the log at {} again: {problem}",
-                    self.config.broker_name, read.len, read.start
+                    self.config.broker_name, read.len, read.at.block
                 ));
-                self.submit_cold(ColdRead { is_second_try: true, ..read }, fx);
+                return self.submit_cold(ColdRead { is_second_try: true, ..read }, fx);
             }
-            Err(problem) => {
-                fx.log_error(format!(
-                    "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
-                    self.config.broker_name,
-                    stretch.next,
-                    self.damaged_bytes(&stretch)
-                ));
-                self.on_stretch(read.purpose, &stretch, fx);
-            }
+            Err(problem) => fx.log_error(format!(
+                "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
+                self.config.broker_name,
+                stretch.next,
+                self.damaged_bytes(&stretch)
+            )),
+        }
+        let stretch = Rc::new(stretch);
+        if !stretch.blocks.is_empty() {
+            self.cold.keep(stretch.clone());
+        }
+        let mut served = self.cold.take_all_at(read.at);
+        served.append(&mut self.cold.take_all_in(&stretch));
+        for purpose in served {
+            self.on_stretch(purpose, &stretch, fx);
         }
     }
 
     /// C1: every block against its checksum. The result is what is to be said of the first one.
-    fn check(&self, start: PhysicalOffset, is_exact: bool, bytes: Bytes) -> (Stretch, Result<(), Wrong>) {
-        let mut stretch = Stretch { start, bytes, blocks: Vec::new(), next: start };
+    fn check(&self, at: ReadAt, bytes: Bytes) -> (Stretch, Result<(), Wrong>) {
+        let mut stretch = Stretch { start: at.block, bytes, blocks: Vec::new(), next: at.block };
         loop {
             // Between the end of a block and the next sector there is a block, the remains of one that was cut, or zeros.
             let end = stretch.next;
             let sector = end.0.next_multiple_of(u64::from(self.log.config().sector_bytes));
             let mut block = self.block_at(&stretch, end);
-            let may_be_later = !is_exact || !stretch.blocks.is_empty();
+            let may_be_later = !at.is_exact || !stretch.blocks.is_empty();
             if block.is_err() && may_be_later && sector > end.0 {
                 let later = self.block_at(&stretch, PhysicalOffset(sector));
                 // What was not read is not known to be empty: the next block may begin right behind the last one.
@@ -370,27 +509,40 @@ impl Shard {
                     return self.evaluate(Pull { scanned: next, ..pull }, fx);
                 }
                 self.reply_found(&pull, body, next, fx);
+                self.read_ahead(stretch, fx);
             }
             Purpose::View { to, position } => match stretch.message(position, self) {
-                Seen::Behind(block) => self.read_stretch(block, false, Purpose::View { to, position }, fx),
+                Seen::Behind(block) => {
+                    self.read_stretch(ReadAt { block, is_exact: false }, Purpose::View { to, position }, fx)
+                }
                 Seen::Bytes(message) => self.reply_view(to, position, Some(message), fx),
                 Seen::Nothing => self.reply_view(to, position, None, fx),
             },
             Purpose::Question { question, position } => match stretch.message(position, self) {
                 Seen::Behind(block) => {
-                    self.read_stretch(block, false, Purpose::Question { question, position }, fx);
+                    self.read_stretch(
+                        ReadAt { block, is_exact: false },
+                        Purpose::Question { question, position },
+                        fx,
+                    );
                 }
                 Seen::Bytes(message) => self.on_question_message(*question, message, fx),
                 Seen::Nothing => self.reply_view(question.to, position, None, fx),
             },
             Purpose::Find { find, position } => match stretch.message(position, self) {
-                Seen::Behind(block) => self.read_stretch(block, false, Purpose::Find { find, position }, fx),
+                Seen::Behind(block) => {
+                    self.read_stretch(ReadAt { block, is_exact: false }, Purpose::Find { find, position }, fx)
+                }
                 Seen::Bytes(message) => self.on_candidate(find, Some(message), fx),
                 Seen::Nothing => self.on_candidate(find, None, fx),
             },
             Purpose::SendBack { back, position } => match stretch.message(position, self) {
                 Seen::Behind(block) => {
-                    self.read_stretch(block, false, Purpose::SendBack { back, position }, fx);
+                    self.read_stretch(
+                        ReadAt { block, is_exact: false },
+                        Purpose::SendBack { back, position },
+                        fx,
+                    );
                 }
                 Seen::Bytes(message) => self.send_back(&back, position, Some(message), fx),
                 Seen::Nothing => self.send_back(&back, position, None, fx),

@@ -12,12 +12,14 @@ pub const PULL_MESSAGES_MAX: usize = 1024;
 pub const PULL_BYTES_MAX: usize = 256 << 10;
 /// Queue entries looked at for one pull before it answers with its progress.
 pub const PULL_SCAN_MAX: u64 = 16_000;
-/// Longest read of the log for one pull, unless a single block is longer.
-pub const COLD_READ_BYTES_MAX: u32 = 1 << 20;
-/// Blocks lately read back from disk that are kept for the next pull.
-pub const COLD_CACHE_COUNT: usize = 8;
-/// Reads of the log under way for pulls and look-ups.
-pub const COLD_READS_MAX: usize = 64;
+/// Bytes of a read of the log for pulls and look-ups, unless blocks are longer.
+pub const COLD_READ_BYTES: u32 = 512 << 10;
+/// Such reads that are kept for the next pull.
+pub const COLD_CACHE_COUNT: usize = 16;
+/// Such reads under way. More only make a queue before the disk, which durable writes have to wait in.
+pub const COLD_READS_MAX: usize = 4;
+/// The same while the log is being written.
+pub const COLD_READS_BESIDE_WRITES_MAX: usize = 1;
 /// Pulls and look-ups that may wait for their turn to read.
 pub const COLD_WAITING_MAX: usize = 100_000;
 /// Pages of sealed indexes kept in memory, 4 KiB each.
@@ -133,7 +135,7 @@ pub const DELAY_FAILED_MS: i64 = 1_000;
 /// Data this close to the end of the log counts as "in memory" for the first-consume rule of RocketMQ.
 pub const RECENT_BYTES: u64 = 1 << 30;
 
-const _: () = assert!(PULL_BYTES_MAX as u32 <= COLD_READ_BYTES_MAX);
+const _: () = assert!(PULL_BYTES_MAX as u32 <= COLD_READ_BYTES);
 // What a delivery takes in a block: a message, or several, and the record of its level.
 const _: () = assert!(2 * DELIVERY_BYTES_MAX < RECORD_BYTES_MAX as u64);
 const _: () = assert!(RECORD_BYTES_MAX > MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX);

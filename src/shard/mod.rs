@@ -56,6 +56,7 @@ pub use recovery::Boot;
 pub use send::FlushDiskType;
 
 use assignment::Assignments;
+use bytes::BytesMut;
 use checkpoint::Checkpoints;
 use cold::ColdReads;
 use delay::Delays;
@@ -303,9 +304,15 @@ impl Shard {
         }
     }
 
+    /// See [`CommitLog::prepare_memory_with`].
+    pub fn prepare_memory_with(&mut self, prepare: fn(&mut BytesMut)) {
+        self.log.prepare_memory_with(prepare);
+    }
+
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.answer_holds(fx);
+        self.read_waiting(fx);
         self.expire_flights(fx);
         self.expire_pop_holds(fx);
         self.deliver_due(fx);

@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 use thiserror::Error;
 
@@ -193,6 +193,12 @@ impl CommitLog {
 
     pub fn config(&self) -> &LogConfig {
         &self.config
+    }
+
+    /// Shows every piece of memory for the tail to `prepare` before it is first used, those there are and those to come: for
+    /// advice to the kernel, which a log does not talk to.
+    pub fn prepare_memory_with(&mut self, prepare: fn(&mut BytesMut)) {
+        self.tail.prepare_memory_with(prepare);
     }
 
     /// Makes sure that records of `len` bytes together go into one block, so that all or none of them survive.

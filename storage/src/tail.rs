@@ -65,6 +65,8 @@ pub(crate) struct Tail {
     chunk_bytes: usize,
     chunks_max: usize,
     chunks_hard_max: usize,
+    /// See [`Tail::prepare_memory_with`].
+    prepare_memory: fn(&mut BytesMut),
 }
 
 impl Tail {
@@ -79,7 +81,20 @@ impl Tail {
             chunk_bytes,
             chunks_max: chunks(tail_bytes).max(2),
             chunks_hard_max: chunks(tail_bytes_hard_max).max(2),
+            prepare_memory: |_| (),
         }
+    }
+
+    /// Shows each chunk to `prepare` before it is first used, this one and those to come.
+    pub(crate) fn prepare_memory_with(&mut self, prepare: fn(&mut BytesMut)) {
+        self.prepare_memory = prepare;
+        prepare(&mut self.current);
+    }
+
+    fn new_chunk(&self) -> BytesMut {
+        let mut chunk = aligned_buffer(self.chunk_bytes);
+        (self.prepare_memory)(&mut chunk);
+        chunk
     }
 
     /// Chunks that exist, in any state.
@@ -108,7 +123,7 @@ impl Tail {
             return Ok(buffer);
         }
         if self.chunk_count() < self.chunks_max {
-            return Ok(aligned_buffer(self.chunk_bytes));
+            return Ok(self.new_chunk());
         }
         while self.evict_chunk(durable) {
             if let Some(buffer) = self.reclaim_lent() {
@@ -118,11 +133,7 @@ impl Tail {
                 break;
             }
         }
-        if self.chunk_count() < self.chunks_hard_max {
-            Ok(aligned_buffer(self.chunk_bytes))
-        } else {
-            Err(NoChunk)
-        }
+        if self.chunk_count() < self.chunks_hard_max { Ok(self.new_chunk()) } else { Err(NoChunk) }
     }
 
     /// Takes the blocks of the oldest chunk out of the tail, if all are durable (T1).

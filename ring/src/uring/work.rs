@@ -10,14 +10,14 @@ use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use io_uring::squeue::Entry;
 use io_uring::types::{CancelBuilder, Fd};
 use io_uring::{cqueue, opcode};
 
-use crate::align::aligned_capacity;
 use crate::buffers::GROUP;
 use crate::file::{PIPE_BYTES, Pipe};
+use crate::read_memory::{ReadBuffer, ReadMemory};
 use crate::socket::{Message, Ranges, Wake};
 use crate::{DIRECT_ALIGN, Errno, Outcome, Slot};
 
@@ -109,23 +109,24 @@ pub(super) struct Reading {
     covering: usize,
     filled: usize,
     /// Has room for `covering` bytes; its length stays 0 until all is read.
-    buffer: BytesMut,
+    room: Option<ReadBuffer>,
 }
 
 impl Reading {
-    pub(super) fn new(fd: RawFd, offset: u64, len: u32, direct: bool) -> Reading {
+    pub(super) fn new(fd: RawFd, offset: u64, len: u32, direct: bool, memory: &ReadMemory) -> Reading {
         let align = if direct { DIRECT_ALIGN } else { 1 };
         // Below DIRECT_ALIGN, and `len` is a u32: all of it fits usize.
         let head = (offset % align as u64) as usize;
         let len = len as usize;
         let covering = (head + len).next_multiple_of(align);
-        let buffer = aligned_capacity(covering);
-        Reading { fd, direct, start: offset - head as u64, head, len, covering, filled: 0, buffer }
+        let room = Some(memory.take(covering));
+        Reading { fd, direct, start: offset - head as u64, head, len, covering, filled: 0, room }
     }
 
     fn prep(&mut self) -> Entry {
         let piece = (self.covering - self.filled).min(PIECE_BYTES_MAX);
-        let room = &mut self.buffer.spare_capacity_mut()[self.filled..][..piece];
+        let room = self.room.as_mut().expect("it goes with the last completion");
+        let room = &mut room.buffer.spare_capacity_mut()[self.filled..][..piece];
         opcode::Read::new(Fd(self.fd), room.as_mut_ptr().cast(), piece as u32)
             .offset(self.start + self.filled as u64)
             .build()
@@ -139,10 +140,10 @@ impl Reading {
             let ended = count == 0 || self.direct && !self.filled.is_multiple_of(DIRECT_ALIGN);
             return ended.then_some(Err(Errno::UnexpectedEof));
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
-        // SAFETY: `buffer` has room for `covering` bytes, of which the kernel has initialised the first `filled`.
-        unsafe { buffer.set_len(self.filled) };
-        let bytes = buffer.freeze();
+        let mut room = self.room.take().expect("it goes with the last completion");
+        // SAFETY: the buffer has room for `covering` bytes, of which the kernel has initialised the first `filled`.
+        unsafe { room.buffer.set_len(self.filled) };
+        let bytes = room.freeze();
         Some(Ok(bytes.slice(self.head..self.head + self.len)))
     }
 }

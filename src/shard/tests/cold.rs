@@ -1,0 +1,120 @@
+//! How old messages are read: few reads at a time, shared, and ahead.
+
+use super::*;
+use limits::{COLD_READ_BYTES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX};
+
+const BODY: usize = 100_000;
+const QUEUES: i64 = 4;
+
+/// A shard after a start, with messages that lie one behind the other in queues 0 to 3 in turn, a block each.
+fn old_messages(count: i64) -> Fixture {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    for number in 0..count {
+        let mut body = vec![b'x'; BODY];
+        body[..8].copy_from_slice(&number.to_be_bytes());
+        let send = f.send("T", (number % QUEUES) as i32, "", &body);
+        f.settle();
+        assert_eq!(f.sent(send), number / QUEUES);
+    }
+    // The group is made by its first pull, which is a write.
+    f.pull("T", 0, 0, "*");
+    f.settle();
+    Fixture::on(f.disk, FlushDiskType::Sync)
+}
+
+/// Asks for the message with this number, and those behind it in its queue.
+fn ask(f: &mut Fixture, number: i64) -> Opaque {
+    let pull = PullMessageRequest {
+        queue_id: (number % QUEUES) as i32,
+        ..pull_request("T", number / QUEUES, 0, "*")
+    };
+    f.request(RequestCode::PULL_MESSAGE, &pull, &[])
+}
+
+fn first_number(f: &mut Fixture, pull: Opaque) -> Option<i64> {
+    let (_, _, bodies) = f.pulled(pull)?;
+    Some(i64::from_be_bytes(bodies[0][..8].try_into().unwrap()))
+}
+
+/// Serves the read that was asked for first.
+fn serve_one(f: &mut Fixture) {
+    let read = f.fx.reads.remove(0);
+    let bytes = f.bytes_of(&read);
+    f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
+    f.collect();
+}
+
+#[test]
+fn readers_of_neighbouring_queues_share_a_read() {
+    let mut f = old_messages(12);
+    let pulls = [0, 1, 2, 3].map(|number| ask(&mut f, number));
+    assert_eq!(f.fx.reads.len(), 1);
+    serve_one(&mut f);
+    assert_eq!(pulls.map(|pull| first_number(&mut f, pull)), [0, 1, 2, 3].map(Some));
+}
+
+#[test]
+fn what_lies_behind_is_read_before_somebody_asks() {
+    let mut f = old_messages(20);
+    let pull = ask(&mut f, 0);
+    serve_one(&mut f);
+    assert_eq!(first_number(&mut f, pull), Some(0));
+    assert_eq!(f.fx.reads.len(), 1, "ahead");
+    let in_a_stretch = i64::from(COLD_READ_BYTES) / BODY as i64;
+    serve_one(&mut f);
+    assert_eq!(f.fx.reads, [], "one stretch ahead, not two");
+    let pull = ask(&mut f, in_a_stretch + 1);
+    assert_eq!(first_number(&mut f, pull), Some(in_a_stretch + 1), "no read to wait for");
+}
+
+#[test]
+fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
+    let mut f = old_messages(100);
+    let pulls: Vec<Opaque> = (0..10).map(|place| ask(&mut f, place * 10)).collect();
+    assert_eq!(f.fx.reads.len(), COLD_READS_MAX);
+    let send = f.send("T", 0, "", b"new");
+    let write = f.writes().remove(0);
+    serve_one(&mut f);
+    serve_one(&mut f);
+    f.tick(1);
+    assert_eq!(f.fx.reads.len(), COLD_READS_MAX - 2, "not one more beside the write");
+    while f.fx.reads.len() > COLD_READS_BESIDE_WRITES_MAX {
+        serve_one(&mut f);
+    }
+    serve_one(&mut f);
+    assert_eq!(f.fx.reads.len(), COLD_READS_BESIDE_WRITES_MAX);
+    f.complete(&write);
+    f.sent(send);
+    f.tick(1);
+    assert_eq!(f.fx.reads.len(), COLD_READS_MAX);
+    f.read_all();
+    for (place, pull) in pulls.into_iter().enumerate() {
+        assert_eq!(first_number(&mut f, pull), Some(place as i64 * 10));
+    }
+}
+
+#[test]
+fn who_is_far_behind_catches_up_and_who_waits_longest_is_not_forgotten() {
+    let mut f = old_messages(100);
+    // All slots are taken; then the newest part is asked for first, and older and older ones after it.
+    let taken: Vec<Opaque> = (0..COLD_READS_MAX as i64).map(|place| ask(&mut f, place * 8)).collect();
+    let newest = ask(&mut f, 96);
+    let older: Vec<Opaque> = (4..11).rev().map(|place| ask(&mut f, place * 8)).collect();
+    let mut served = 0;
+    let answered_after = |f: &mut Fixture, pull: Opaque, served: &mut i32| loop {
+        if first_number(f, pull).is_some() {
+            return *served;
+        }
+        serve_one(f);
+        *served += 1;
+    };
+    let newest_after = answered_after(&mut f, newest, &mut served);
+    assert!(newest_after <= COLD_READS_MAX as i32 + 2, "it waited for {newest_after} reads");
+    let last_asked_is_oldest = *older.last().unwrap();
+    let oldest_after = answered_after(&mut f, last_asked_is_oldest, &mut served);
+    assert!(oldest_after <= COLD_READS_MAX as i32 + 2, "it waited for {oldest_after} reads");
+    f.read_all();
+    for pull in taken.into_iter().chain(older.into_iter().rev().skip(1)) {
+        assert!(first_number(&mut f, pull).is_some());
+    }
+}
