@@ -27,7 +27,6 @@ use ringmq_storage::{
     AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of,
 };
 use std::borrow::Cow;
-use std::fmt::Write;
 
 /// How a send is acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,6 +175,7 @@ impl Shard {
         let unique_key = made_key.as_deref().unwrap_or(scan.unique_key);
         let mut made = Vec::new();
         if let Some(key) = &made_key {
+            made.reserve(64);
             properties::put(&mut made, names::UNIQ_KEY, key).expect("a key has no separators");
         }
         if is_dead {
@@ -200,8 +200,9 @@ impl Shard {
         if let Some(level) = level {
             self.delays.on_staged(level, store_timestamp);
         }
-        let message_id =
-            OffsetMessageId { store_host: self.config.address, physical_offset: position }.to_string();
+        let mut message_id = String::with_capacity(56);
+        OffsetMessageId { store_host: self.config.address, physical_offset: position }
+            .push_to(&mut message_id);
         self.prepare_answer(
             Staged {
                 to: request.to,
@@ -265,9 +266,10 @@ impl Shard {
             let Appended { block, position, .. } =
                 self.append(&parts, target.queue, &scan).expect("room was reserved");
             assert_eq!(*in_block.get_or_insert(block), block, "A5: a batch lies in one block");
-            let separator = if ids.is_empty() { "" } else { "," };
-            let id = OffsetMessageId { store_host: self.config.address, physical_offset: position };
-            write!(ids, "{separator}{id}").expect("writing to a String cannot fail");
+            if !ids.is_empty() {
+                ids.push(',');
+            }
+            OffsetMessageId { store_host: self.config.address, physical_offset: position }.push_to(&mut ids);
         }
         let unique_key =
             send.properties.as_deref().and_then(|sent| Properties::new(sent.as_bytes()).get(names::UNIQ_KEY));

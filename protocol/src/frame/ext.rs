@@ -90,13 +90,18 @@ impl<'a> Iterator for ExtIter<'a> {
             },
             Iter::Binary(entries) => {
                 let (key, value) = binary::next_entry(entries).ok()??;
-                Some((String::from_utf8_lossy(key), String::from_utf8_lossy(value)))
+                Some((text(key), text(value)))
             }
             Iter::Pairs(pairs) => {
                 pairs.next().map(|(key, value)| (Cow::Borrowed(&**key), Cow::Borrowed(&**value)))
             }
         }
     }
+}
+
+/// What is not UTF-8 is replaced. That it is, nearly always, is found out faster by itself.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 /// The value of a field to be sent.
