@@ -9,6 +9,7 @@ COLUMNS = {
     "p50": "p50 µs",
     "p99": "p99 µs",
     "cpu": "CPU µs a message",
+    "jit": "and JIT",
     "rss": "peak RSS MiB",
     "generator": "generator busy",
 }
@@ -47,20 +48,22 @@ class Side:
         if not values:
             return "–"
         unit = " %" if column == "generator" else ""
-        if column in ("rss", "generator") or len(values) == 1:
+        if column in ("jit", "rss", "generator") or len(values) == 1:
             return number(statistics.median(values)) + unit
         return f"{number(statistics.median(values))} ({number(min(values))} – {number(max(values))})"
 
 
 def figures(summary):
     messages, broker = summary["messages"], summary["brokers"][0]
+    jit = sum(thread["cpu_us"] for thread in broker.get("threads", []) if thread["name"].startswith(("C1 Compiler", "C2 Compiler")))
     latency = summary["latency_us"] or {}
     generator = summary["generator"]["user_us"] + summary["generator"]["system_us"]
     return {
         "rate": summary["messages_per_second"],
         "p50": latency.get("p50"),
         "p99": latency.get("p99"),
-        "cpu": (broker["user_us"] + broker["system_us"]) / messages if messages else None,
+        "cpu": (broker["user_us"] + broker["system_us"] - jit) / messages,
+        "jit": jit / messages or None,
         "rss": broker["peak_rss_bytes"] / 2**20,
         "generator": generator / summary["seconds"] / 1e4,
     }

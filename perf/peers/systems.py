@@ -40,6 +40,8 @@ class Row:
     batch: int
     connections: int
     in_flight: int
+    # What there is to be read, again and again.
+    backlog: int = 0
 
 
 ROWS = [
@@ -47,11 +49,11 @@ ROWS = [
     Row("lone", "send 1 KiB, one at a time on one connection", "produce", 1024, 1, 1, 1),
     Row("batch-100", "send 1 KiB in batches of 100, 2 in flight on each of 8 connections", "produce", 1024, 100, 8, 2),
     Row("batch-1000", "send 128 B in batches of 1,000, 4 in flight on each of 4 connections", "produce", 128, 1000, 4, 4),
-    Row("consume", "read 1 KiB, 100 a pull, 8 connections", "consume", 1024, 100, 8, 1),
+    Row("tail", "read 1 KiB, 100 a pull, 8 connections, 40,000 messages that every side has in memory", "consume", 1024, 100, 8, 1, 40_000),
+    Row("backlog", "read 1 KiB, 100 a pull, 8 connections, 200,000 messages: RingMQ from disk, others from the page cache", "consume", 1024, 100, 8, 1, 200_000),
 ]
-# What `consume` reads, again and again. More than RingMQ keeps in memory, so that it reads from disk, and others from the page cache.
-BACKLOG = Row("backlog", "", "produce", 1024, 100, 8, 2)
-BACKLOG_MESSAGES = 200_000
+# How there comes to be something to read.
+FILL = Row("fill", "", "produce", 1024, 100, 8, 2)
 
 
 @dataclass
@@ -235,7 +237,10 @@ def ask(address, code, ext):
     with socket.create_connection((host, int(port)), 10) as connection, connection.makefile("rwb") as stream:
         stream.write(struct.pack(">ii", 4 + len(header), len(header)) + header)
         stream.flush()
-        length, header_length = struct.unpack(">ii", stream.read(8))
+        start = stream.read(8)
+        if len(start) < 8:
+            raise OSError(f"{address} hangs up on request {code}")
+        length, header_length = struct.unpack(">ii", start)
         header = json.loads(stream.read(header_length & 0xFFFFFF))
         body = stream.read(length - 4 - (header_length & 0xFFFFFF))
     if header["code"] != 0:

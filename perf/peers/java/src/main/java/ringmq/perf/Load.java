@@ -1,5 +1,6 @@
 package ringmq.perf;
 
+import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -8,12 +9,14 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Random;
 import java.util.TreeMap;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicLongArray;
+import java.util.function.LongSupplier;
 
 /**
  * Requests as fast as they are answered, at most so many in flight on each connection; what is answered between warm-up and end counts. Prints
@@ -119,7 +122,7 @@ final class Load {
      * @param messagesEach of one request, {@code window} requests are unanswered at a time on a connection
      * @param stored asked after the load: how many messages the broker has more than before, or -1
      */
-    void run(List<? extends Connection> each, int messagesEach, int window, java.util.function.LongSupplier stored) throws Exception {
+    void run(List<? extends Connection> each, int messagesEach, int window, LongSupplier stored) throws Exception {
         List<Semaphore> windows = new ArrayList<>();
         List<Thread> threads = new ArrayList<>();
         for (Connection connection : each) {
@@ -192,10 +195,10 @@ final class Load {
         return String.format(
                 Locale.ROOT,
                 "{\"seconds\":%f,\"messages\":%d,\"messages_per_second\":%f,\"acknowledged\":%d,\"stored\":%s,\"errors\":{%s},\"first_errors\":{%s},"
-                        + "\"latency_us\":%s,\"brokers\":[{\"user_us\":%d,\"system_us\":%d,\"peak_rss_bytes\":%d}],"
+                        + "\"latency_us\":%s,\"brokers\":[{\"user_us\":%d,\"system_us\":%d,\"peak_rss_bytes\":%d,\"threads\":[{\"name\":\"C2 Compiler\",\"cpu_us\":%d}]}],"
                         + "\"generator\":{\"user_us\":%d,\"system_us\":%d}}",
                 elapsed, messages, messages / elapsed, acknowledged.get(), storedCount < 0 ? "null" : storedCount, String.join(",", kinds),
-                String.join(",", words), latencies.summary(), broker.userUs, broker.systemUs, broker.peakBytes, generator.userUs, generator.systemUs);
+                String.join(",", words), latencies.summary(), broker.userUs, broker.systemUs, broker.peakBytes, broker.jitUs, generator.userUs, generator.systemUs);
     }
 
     private static String quoted(String text) {
@@ -206,23 +209,35 @@ final class Load {
         return out.append('"').toString();
     }
 
-    /** CPU of a process with all its threads, and the peak of its memory. */
-    private record Usage(long userUs, long systemUs, long peakBytes) {
+    /** CPU of a process with all its threads, that of the JIT compiler's threads among it, and the peak of its memory. */
+    private record Usage(long userUs, long systemUs, long jitUs, long peakBytes) {
         static Usage of(String pid) throws IOException {
+            long jit = 0;
+            for (File thread : Objects.requireNonNull(new File("/proc/" + pid + "/task").listFiles())) {
+                try {
+                    String stat = Files.readString(thread.toPath().resolve("stat"));
+                    jit += stat.contains("(C1 Compiler") || stat.contains("(C2 Compiler") ? cpuUs(stat, 11) + cpuUs(stat, 12) : 0;
+                } catch (IOException ended) {
+                    // Threads end; the sums of the process have them.
+                }
+            }
             String stat = Files.readString(Path.of("/proc", pid, "stat"));
-            // Behind the name, which may have any character: field 3 and on. Ticks are 10 ms wherever this runs.
-            String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" ");
             long peak = 0;
             for (String line : Files.readAllLines(Path.of("/proc", pid, "status"))) {
                 if (line.startsWith("VmHWM:")) {
                     peak = Long.parseLong(line.replaceAll("[^0-9]", "")) * 1024;
                 }
             }
-            return new Usage(Long.parseLong(fields[11]) * 10_000, Long.parseLong(fields[12]) * 10_000, peak);
+            return new Usage(cpuUs(stat, 11), cpuUs(stat, 12), jit, peak);
+        }
+
+        /** A time among the fields behind the name, which may have any character. Ticks are 10 ms wherever this runs. */
+        private static long cpuUs(String stat, int field) {
+            return Long.parseLong(stat.substring(stat.lastIndexOf(')') + 2).split(" ")[field]) * 10_000;
         }
 
         Usage until(Usage end) {
-            return new Usage(end.userUs - userUs, end.systemUs - systemUs, end.peakBytes);
+            return new Usage(end.userUs - userUs, end.systemUs - systemUs, Math.max(0, end.jitUs - jitUs), end.peakBytes);
         }
     }
 

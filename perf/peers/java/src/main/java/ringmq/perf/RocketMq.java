@@ -1,6 +1,7 @@
 package ringmq.perf;
 
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.List;
 import org.apache.rocketmq.client.consumer.DefaultMQPullConsumer;
@@ -116,7 +117,7 @@ public final class RocketMq {
         };
     }
 
-    private static List<MessageQueue> queues(java.util.Collection<MessageQueue> queues) {
+    private static List<MessageQueue> queues(Collection<MessageQueue> queues) {
         List<MessageQueue> sorted = new ArrayList<>(queues);
         Collections.sort(sorted);
         return sorted;
