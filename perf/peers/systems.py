@@ -454,8 +454,8 @@ class Nats:
     }
     settings = (
         "JetStream with file storage and defaults, eight streams (as many as the others have queues or partitions). Client: each connection "
-        "publishes to a stream of its own with PublishAsync, as many messages unanswered as RingMQ has, but at most 512: more did not make it faster, only its "
-        "queue longer. PublishAsync knows no batches"
+        "publishes to a stream of its own with PublishAsync, as many messages unanswered as RingMQ has, but at most 512: a queue that "
+        "it works off within a short run even where each message is flushed. PublishAsync knows no batches"
     )
 
     def __init__(self, plan):
