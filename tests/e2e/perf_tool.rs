@@ -142,8 +142,8 @@ fn fanout_delivers_every_message_to_every_group() {
 #[test]
 fn backlog_is_written_and_read_to_its_end_beside_producers() {
     let broker = Broker::start(1);
-    // Read one at a time: long enough for some sends beside.
-    let beside = measure(&broker, "backlog --topic Perf --size 1000 --backlog 5MB --rate 200 --pull-batch 1");
+    // Read three at a time: long enough for some sends beside.
+    let beside = measure(&broker, "backlog --topic Perf --size 1000 --backlog 5MB --rate 200 --pull-batch 3");
     let parts = &beside["other_parts"];
     assert_eq!(count(&parts["alone"], "messages"), 2000);
     let (filled, read) = (count(&parts["fill"], "messages"), &parts["consume"]);
@@ -169,7 +169,7 @@ fn backlog_reads_what_the_topic_has_at_a_share_of_the_limit() {
     let limit = parts["limit"]["messages_per_second"].as_f64().expect("a rate");
     let alone = parts["alone"]["messages_per_second"].as_f64().expect("a rate");
     // Open loop: what was due in a second was sent, whatever the machine had to do besides.
-    assert!((alone / limit - 0.3).abs() < 0.01, "{alone} of {limit}");
+    assert!((alone - limit * 0.3).abs() <= 2.0, "{alone} of {limit}");
     // 30,000 and those of the measurements before.
     assert!(count(&parts["consume"], "available") > 30_000, "{parts}");
 }

@@ -239,7 +239,7 @@ pub(super) struct MessageArguments {
     /// Messages in a request
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(super) batch: u32,
-    /// The same seed sends the same bodies
+    /// The same seed sends the same bodies, but for the 16 bytes that time deliveries
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(super) seed: u64,
 }

@@ -4,12 +4,11 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use ringmq_protocol::body::{Body, ClusterInfo, MASTER_ID, TopicRouteData, perm};
+use ringmq_protocol::body::{Body, ClusterInfo, MASTER_ID, TopicRouteData};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{
     self, Codec, FRAME_BYTES_MAX, Fields, FrameError, Head, RemotingCommand, frame_len,
 };
-use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
 use ringmq_protocol::request::{CreateTopicRequest, GetRouteInfoRequest};
 use ringmq_protocol::types::Opaque;
 use thiserror::Error;
@@ -109,18 +108,7 @@ impl Caller {
     /// Creates topics on one broker.
     fn create(&self, address: &str, topics: &[String], queues: u32) -> Result<(), CallError> {
         let queues = i32::try_from(queues).unwrap_or(i32::MAX);
-        let requests = topics.iter().map(|topic| CreateTopicRequest {
-            topic: topic.as_str().into(),
-            default_topic: AUTO_CREATE_TOPIC_KEY_TOPIC.into(),
-            read_queue_nums: queues,
-            write_queue_nums: queues,
-            perm: perm::READ | perm::WRITE,
-            topic_filter_type: "SINGLE_TAG".into(),
-            topic_sys_flag: Some(0),
-            order: false,
-            attributes: None,
-            force: false,
-        });
+        let requests = topics.iter().map(|topic| CreateTopicRequest::new(topic, queues));
         let code = RequestCode::UPDATE_AND_CREATE_TOPIC;
         for answer in self.ask_all(address, code, requests)? {
             accept(address, code, answer)?;

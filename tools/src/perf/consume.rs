@@ -8,7 +8,6 @@ use ringmq_protocol::frame::{self, Codec, Frame, Head, RemotingCommand};
 use ringmq_protocol::message::messages;
 use ringmq_protocol::request::{
     GetMaxOffsetRequest, GetMinOffsetRequest, OffsetResponse, PullMessageRequest, PullMessageResponse,
-    pull_flag,
 };
 use ringmq_protocol::types::{Opaque, QueueId};
 
@@ -200,21 +199,17 @@ impl Pulls {
     /// Writes the next pull of a queue.
     fn prepare(&mut self, slot: usize) {
         let position = &mut self.queues[slot];
+        let max_msg_nums = match position.at_end {
+            AtEnd::StopAt(end) => i32::try_from(end - position.next)
+                .map_or(self.messages_max, |left| self.messages_max.min(left)),
+            AtEnd::Wait | AtEnd::BeginAt(_) => self.messages_max,
+        };
+        let (group, topic) = (self.group.as_str(), self.topic.as_str());
+        let fields = PullMessageRequest::new(group, topic, position.queue_id, position.next);
         let fields = PullMessageRequest {
-            consumer_group: self.group.as_str().into(),
-            topic: self.topic.as_str().into(),
-            queue_id: position.queue_id,
-            queue_offset: position.next,
-            max_msg_nums: self.messages_max,
-            sys_flag: pull_flag::SUSPEND | pull_flag::SUBSCRIPTION,
-            commit_offset: 0,
-            suspend_timeout_millis: HOLD_MS,
-            subscription: Some("*".into()),
-            sub_version: 0,
+            max_msg_nums,
             expression_type: Some("TAG".into()),
-            max_msg_bytes: None,
-            request_source: None,
-            proxy_forward_client_id: None,
+            ..fields.filtered("*").held(HOLD_MS)
         };
         position.frame.clear();
         // Slots are at most PULLS_MAX.

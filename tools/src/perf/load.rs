@@ -152,8 +152,8 @@ pub(super) struct Plan<'a> {
     pub(super) processes: &'a [Watched],
     /// Note latencies also by time.
     pub(super) series: bool,
-    /// Print the live line.
-    pub(super) live: bool,
+    /// What the live line calls the measurement; `None`: there is no such line.
+    pub(super) live: Option<&'static str>,
 }
 
 /// What was measured.
@@ -328,7 +328,7 @@ pub(super) fn run(jobs: Vec<Job>, plan: Plan<'_>) -> Result<Totals, String> {
     }
     drop(finished);
 
-    let mut live = plan.live.then(|| LiveLine::new(begin, start));
+    let mut live = plan.live.map(|name| LiveLine::new(begin, start, name));
     let mut last_look = None;
     let mut tally = Tally::new(plan.series);
     let mut running = thread_count;

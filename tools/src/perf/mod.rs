@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   arguments   what the user asked for
-//!   calls       one question, one answer: routes, topics, offsets          (before the load)
-//!   spread      which connection works on which queues
+//!   calls       questions and answers before the load: routes, topics, offsets
+//!   spread      which connection works on which topics and queues
 //!   produce, consume   the requests of a connection, and what their answers mean
 //!   together    sending and reading at the same time, and one load after the other
 //!   load        threads and their shares, the clock of a run, the processes that are watched
@@ -19,7 +19,8 @@
 //!     is the number of its frame, which is sent again once it was answered: sending encodes nothing during the run.
 //!     Only pulls are written anew, with the next offset.
 //! P2  What counts: in a closed loop with an end in time, what is acknowledged between warm-up and end; else what is
-//!     issued after warm-up, however late its answer.
+//!     issued after warm-up, however late its answer. A delivery counts if its message was issued after warm-up, however
+//!     late it was read.
 //! P3  A paced request's latency counts from when it was due, not from when it could be sent, so a broker that stalls
 //!     is charged for every request that the stall delayed.
 //! P4  All latencies of a run are in one histogram; a drawing has another for each of its intervals. No percentile is made
@@ -62,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let processes: Vec<_> =
         common.broker_pid.iter().map(|pid| process::Watched::new(*pid)).collect::<Result<_, _>>()?;
     let drawing = common.plot.as_deref().map(Output::create).transpose()?;
-    let live = std::io::stderr().is_terminal();
+    let live = std::io::stderr().is_terminal().then_some("measuring");
     let (warmup, measured) = (arguments.command.warmup(), arguments.command.measured());
     let plan = Plan {
         threads: common.threads,
@@ -102,8 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         let curves = drawn.flat_map(|part| {
             let name = part.name.to_string();
             let answers = Curve { name, latencies: &part.measured.latency };
-            let name = format!("{}, delivery", part.name);
-            [answers, Curve { name, latencies: &part.measured.delivery }]
+            [answers, Curve { name: "delivery".to_string(), latencies: &part.measured.delivery }]
         });
         let curves = curves.collect();
         drawing.write(&Drawing { title, subtitle, curves }.to_string())?;

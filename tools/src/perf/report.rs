@@ -243,7 +243,7 @@ impl Report {
         let PartSummary { seconds, messages_per_second, mb_per_second, .. } = main;
         let title = format!("{mode} {topic}: {messages_per_second:.0} msg/s, {mb_per_second:.1} MB/s");
         let latency = main.latency_us.as_ref().map_or(String::new(), |latency| format!(": {latency} µs"));
-        (title, format!("{seconds:.1} s{latency}"))
+        (title, format!("{seconds:.1} s, {}{latency}", main.part))
     }
 
     /// To standard output.
@@ -286,14 +286,16 @@ impl fmt::Display for Report {
 pub(super) struct LiveLine {
     begin: Instant,
     start: Instant,
+    name: &'static str,
     shown: Instant,
     /// Messages and bytes, sent and read.
     before: [(u64, u64); 2],
 }
 
 impl LiveLine {
-    pub(super) fn new(begin: Instant, start: Instant) -> Self {
-        Self { begin, start, shown: begin, before: [(0, 0); 2] }
+    /// `name`: what is done from `start` on.
+    pub(super) fn new(begin: Instant, start: Instant, name: &'static str) -> Self {
+        Self { begin, start, name, shown: begin, before: [(0, 0); 2] }
     }
 
     /// Shows what happened since the line was shown last, if that is about a second ago.
@@ -303,7 +305,7 @@ impl LiveLine {
             return;
         }
         let rate = |count: u64| count as f64 / since.as_secs_f64();
-        let phase = if now < self.start { "warm-up" } else { "measuring" };
+        let phase = if now < self.start { "warm-up" } else { self.name };
         let mut line = format!("{:>5.0} s  {phase}", (now - self.begin).as_secs_f64());
         for ((word, part), before) in
             [("sent", Part::Send), ("read", Part::Read)].iter().zip(&mut self.before)

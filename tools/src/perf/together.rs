@@ -67,8 +67,8 @@ pub(super) fn backlog(
 ) -> Result<Totals, String> {
     let BacklogArguments { common, messages, in_flight, .. } = arguments;
     let mut before = Vec::new();
-    let mut run = |name, jobs, plan| {
-        let mut totals = load::run(jobs, plan)?;
+    let mut run = |name, jobs, plan: Plan<'_>| {
+        let mut totals = load::run(jobs, Plan { live: plan.live.and(Some(name)), ..plan })?;
         totals.parts[0].name = name;
         let Totals { parts, errors, words, .. } = totals;
         let rate = parts[0].measured.messages as f64 / parts[0].elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -114,7 +114,9 @@ pub(super) fn backlog(
     let mut readers = queues.jobs(&reading, caller.codec())?;
     readers.iter_mut().for_each(|job| job.skips_warmup = true);
     jobs.append(&mut readers);
-    let mut totals = load::run(jobs, Plan { measured: common.seconds, ends_with: Some(Part::Read), ..plan })?;
+    let live = plan.live.and(Some("beside readers"));
+    let beside = Plan { measured: common.seconds, ends_with: Some(Part::Read), live, ..plan };
+    let mut totals = load::run(jobs, beside)?;
     if totals.parts[0].measured.requests == 0 {
         return Err(
             "the backlog was read before a message was answered; a longer one gives figures".to_string()

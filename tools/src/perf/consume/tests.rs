@@ -18,10 +18,17 @@ fn pulls(at_end: AtEnd) -> Pulls {
 }
 
 fn asked_offset(pulls: &Pulls) -> i64 {
+    let (offset, messages_max) = asked(pulls);
+    assert_eq!(messages_max, 32);
+    offset
+}
+
+/// From where, and how many.
+fn asked(pulls: &Pulls) -> (i64, i32) {
     let frame = Frame::decode(pulls.frame(0)).unwrap();
     let asked = PullMessageRequest::decode(&frame.header.ext).unwrap();
-    assert_eq!((&*asked.topic, asked.queue_id, asked.max_msg_nums), ("topic", 3, 32));
-    asked.queue_offset
+    assert_eq!((&*asked.topic, asked.queue_id), ("topic", 3));
+    (asked.queue_offset, asked.max_msg_nums)
 }
 
 fn record(offset: u64) -> Vec<u8> {
@@ -86,7 +93,9 @@ fn goes_on_where_the_broker_says() {
 fn stops_or_begins_again_at_the_end() {
     let found = reply(ResponseCode::SUCCESS, 7, 7, two_messages());
     assert!(pulls(AtEnd::StopAt(7)).answered(0, ResponseCode::SUCCESS, &found).retired);
-    assert!(!pulls(AtEnd::StopAt(8)).answered(0, ResponseCode::SUCCESS, &found).retired);
+    let mut to_eight = pulls(AtEnd::StopAt(8));
+    assert!(!to_eight.answered(0, ResponseCode::SUCCESS, &found).retired);
+    assert_eq!(asked(&to_eight), (7, 1));
     let mut again = pulls(AtEnd::BeginAt(2));
     assert!(!again.answered(0, ResponseCode::SUCCESS, &found).retired);
     assert_eq!(asked_offset(&again), 2);

@@ -82,7 +82,7 @@ fn plan(measured: Option<Duration>, count: Option<u64>) -> Plan<'static> {
         copies: 0,
         processes: &[],
         series: false,
-        live: false,
+        live: None,
     }
 }
 
