@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmq_protocol::frame::{Codec, FRAME_BYTES_MAX};
 
-use super::produce::STAMP_BYTES;
 use crate::units::parse_duration;
 
+/// What a body that carries the time begins with: the run, and the time in ns after the begin of the run, big endian.
+pub(super) const STAMP_BYTES: usize = 16;
 const NAME_SERVER_DEFAULT: &str = "127.0.0.1:9876";
 const MEASURED_DEFAULT: Duration = Duration::from_secs(10);
 const WARMUP_DEFAULT: Duration = Duration::from_secs(2);

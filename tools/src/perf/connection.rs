@@ -15,8 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::load::{Job, Problem, Schedule, Shared, Until};
-use super::tally::{Part, Tally};
+use super::shared::{Schedule, Shared};
+use super::tally::Tally;
+use super::work::{Job, Part, Problem, Until};
 
 /// How long a connection may have requests in flight without any answer. Longer than brokers hold a pull.
 const STALL_MAX: Duration = Duration::from_secs(30);

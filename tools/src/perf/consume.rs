@@ -13,10 +13,9 @@ use ringmq_protocol::types::{Opaque, QueueId};
 
 use super::arguments::{ConsumeArguments, From};
 use super::calls::{CallError, Caller};
-use super::load::{Answer, Delivery, Job, Problem, Work};
 use super::produce::{GROUP, RunId};
 use super::spread::{self, BrokerQueues};
-use super::tally::Part;
+use super::work::{Answer, Delivery, Job, Part, Problem, Work};
 
 /// How long a broker may hold a pull that finds nothing; what RocketMQ's clients ask for.
 const HOLD_MS: i64 = 15_000;

@@ -1,160 +1,26 @@
 //! The load itself: threads, their connections, and what is measured (invariants P1 to P4 in `perf`).
 //!
 //! ```text
-//!   main thread   connects nothing, measures nothing of a request: wakes at the start and the end of the measurement to
+//!   main thread   connects, then measures nothing of a request: wakes at the start and the end of the measurement to
 //!                 look at the processes, each second for the live line, and when a thread has finished
 //!   each thread   a current-thread runtime; a task for each connection: issue ─▶ write ─▶ read ─▶ note answers
 //! ```
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use ringmq_protocol::code::ResponseCode;
-use ringmq_protocol::frame::Frame;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::calls::{connect, first_line};
+use super::calls::connect;
 use super::connection::{Connection, DELIVERY_MAX};
 use super::process::{Usage, Used, Watched};
-use super::report::LiveLine;
-use super::tally::{Measured, Part, Tally};
-
-/// The requests of one connection.
-pub(super) trait Work: Send {
-    fn part(&self) -> Part;
-
-    /// How many frames there are; each may be in flight once.
-    fn slots(&self) -> usize;
-
-    /// The request to send next from this slot; its opaque is the number of the slot.
-    fn frame(&self, slot: usize) -> &[u8];
-
-    /// Messages that a request takes from `--count` when it is issued; 0 if they are taken as they arrive.
-    fn charge(&self) -> u64;
-
-    /// The request of this slot is about to be sent. It counts as issued so long after the begin of the run.
-    fn on_issue(&mut self, _slot: usize, _at: Duration) {}
-
-    /// Takes note of an answer, a whole frame.
-    fn answered(&mut self, slot: usize, code: ResponseCode, frame: &[u8]) -> Answer;
-
-    /// Of the answer noted last: the messages that say when they were sent in this run.
-    fn deliveries(&self) -> &[Delivery] {
-        &[]
-    }
-}
-
-/// Messages that were sent at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
-    /// After the begin of the run.
-    pub(super) sent: Duration,
-    pub(super) messages: u64,
-}
-
-/// What an answer meant.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) messages: u64,
-    /// Of bodies.
-    pub(super) bytes: u64,
-    pub(super) problem: Option<Problem>,
-    /// The slot has nothing more to ask.
-    pub(super) retired: bool,
-}
-
-/// Something that went wrong: what kind, counted, and the words of the first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) kind: String,
-    pub(super) words: String,
-}
-
-impl Answer {
-    pub(super) fn good(messages: u64, bytes: u64) -> Self {
-        Self { messages, bytes, ..Self::default() }
-    }
-
-    /// An answer with a code that says no.
-    pub(super) fn refused(code: ResponseCode, frame: &[u8]) -> Self {
-        let remark = Frame::decode(frame).ok().and_then(|frame| frame.header.remark);
-        let words = remark.as_deref().map_or("", first_line).to_string();
-        Self { problem: Some(Problem { kind: code.to_string(), words }), ..Self::default() }
-    }
-}
-
-/// One connection to be made, and its work.
-pub(super) struct Job {
-    pub(super) address: String,
-    pub(super) work: Box<dyn Work>,
-    pub(super) in_flight: usize,
-    /// `None`: as fast as answers come.
-    pub(super) pace: Option<Pace>,
-    pub(super) until: Until,
-    /// Does nothing before the measurement starts.
-    pub(super) skips_warmup: bool,
-}
-
-/// When a connection has nothing more to do, if its work does not say so before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
-    /// The time is over, or `--count` is spent.
-    End,
-    /// Every message that was acknowledged in this run was delivered as often as it has to be.
-    Delivered,
-}
-
-impl Job {
-    /// As fast as answers come, to the end of the run.
-    pub(super) fn new(address: String, work: impl Work + 'static, in_flight: usize) -> Self {
-        let (work, pace, until) = (Box::new(work), None, Until::End);
-        Self { address, work, in_flight, pace, until, skips_warmup: false }
-    }
-}
-
-/// When the requests of a connection are due: those of all connections, taken in turn, at even distances.
-#[derive(Clone, Debug)]
-pub(super) struct Pace {
-    /// The number of this connection among all.
-    pub(super) connection: u64,
-    pub(super) connections: u64,
-    /// Over all connections: so many requests in so many seconds.
-    pub(super) requests: u64,
-    pub(super) seconds: u64,
-}
-
-impl Pace {
-    /// When request `number` of this connection is due, after the start of the run.
-    pub(super) fn due(&self, number: u64) -> Duration {
-        // Reckoned from the start each time, so that nothing adds up.
-        let before = u128::from(number) * u128::from(self.connections) + u128::from(self.connection);
-        let ns = before * 1_000_000_000 * u128::from(self.seconds) / u128::from(self.requests.max(1));
-        Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
-    }
-}
-
-/// What a run needs besides its jobs.
-#[derive(Clone, Copy)]
-pub(super) struct Plan<'a> {
-    pub(super) threads: u32,
-    pub(super) warmup: Duration,
-    /// `None` if the messages decide.
-    pub(super) measured: Option<Duration>,
-    pub(super) count: Option<u64>,
-    /// The run ends when all that belongs to this part is done.
-    pub(super) ends_with: Option<Part>,
-    /// How often each message has to be delivered; 0 if nobody looks.
-    pub(super) copies: u64,
-    pub(super) processes: &'a [Watched],
-    /// Note latencies also by time.
-    pub(super) series: bool,
-    /// What the live line calls the measurement; `None`: there is no such line.
-    pub(super) live: Option<&'static str>,
-}
+use super::shared::{LiveLine, Shared};
+use super::tally::{Measured, Tally};
+use super::work::{Job, Part, Plan, Problem};
 
 /// What was measured.
 pub(super) struct Totals {
@@ -177,96 +43,6 @@ pub(super) struct PartTotals {
     pub(super) available: Option<u64>,
     pub(super) elapsed: Duration,
     pub(super) measured: Measured,
-}
-
-/// From when to when, on the clock of this process.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Schedule {
-    pub(super) begin: Instant,
-    /// Start of the measurement.
-    pub(super) start: Instant,
-}
-
-/// What the threads share while the load runs.
-pub(super) struct Shared {
-    schedule: Schedule,
-    /// Of the run, in ns after its begin; `u64::MAX` as long as nobody knows.
-    end_ns: AtomicU64,
-    ends_with: Option<Part>,
-    copies: u64,
-    /// Messages of `--count` that are left.
-    budget: Option<AtomicU64>,
-    send: Progress,
-    read: Progress,
-    /// Messages of this run that were read.
-    pub(super) delivered: AtomicU64,
-    pub(super) errors: AtomicU64,
-}
-
-/// How far a part of the load is.
-#[derive(Default)]
-pub(super) struct Progress {
-    /// Connections that have not finished.
-    running: AtomicUsize,
-    /// Acknowledged or read in the whole run.
-    pub(super) messages: AtomicU64,
-    pub(super) bytes: AtomicU64,
-}
-
-impl Shared {
-    pub(super) fn part(&self, part: Part) -> &Progress {
-        match part {
-            Part::Send => &self.send,
-            Part::Read => &self.read,
-        }
-    }
-
-    /// Sent and read so far.
-    pub(super) fn messages(&self) -> u64 {
-        self.send.messages.load(Ordering::Relaxed) + self.read.messages.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn schedule(&self) -> Schedule {
-        self.schedule
-    }
-
-    /// When the run ends, once that is known.
-    pub(super) fn end(&self) -> Option<Instant> {
-        let ns = self.end_ns.load(Ordering::Relaxed);
-        (ns < u64::MAX).then(|| self.schedule.begin + Duration::from_nanos(ns))
-    }
-
-    /// A connection has done its part.
-    pub(super) fn finish(&self, part: Part) {
-        // Release: who sees it finished sees what it has counted.
-        let others = self.part(part).running.fetch_sub(1, Ordering::AcqRel) - 1;
-        if others == 0 && self.ends_with == Some(part) {
-            self.end_ns.fetch_min(nanos(self.schedule.begin.elapsed()), Ordering::Relaxed);
-        }
-    }
-
-    /// How many messages have to be delivered in all, once that is known.
-    pub(super) fn to_be_delivered(&self) -> Option<u64> {
-        let is_known = self.send.running.load(Ordering::Acquire) == 0;
-        is_known.then(|| self.send.messages.load(Ordering::Relaxed) * self.copies)
-    }
-
-    pub(super) fn budget_is_spent(&self) -> bool {
-        self.budget.as_ref().is_some_and(|left| left.load(Ordering::Relaxed) == 0)
-    }
-
-    /// Takes messages from the budget, fewer if fewer are left; `false` if none are left.
-    pub(super) fn take(&self, messages: u64) -> bool {
-        let Some(left) = &self.budget else { return true };
-        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            (left > 0).then(|| left.saturating_sub(messages))
-        })
-        .is_ok()
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A moment at which the processes were looked at.
@@ -304,17 +80,7 @@ pub(super) fn run(jobs: Vec<Job>, plan: Plan<'_>) -> Result<Totals, String> {
     let begin = Instant::now();
     let start = begin + plan.warmup;
     let end = plan.measured.map(|measured| start + measured);
-    let shared = Arc::new(Shared {
-        schedule: Schedule { begin, start },
-        end_ns: AtomicU64::new(end.map_or(u64::MAX, |end| nanos(end - begin))),
-        ends_with: plan.ends_with,
-        copies: plan.copies,
-        budget: plan.count.map(AtomicU64::new),
-        send: Progress { running: AtomicUsize::new(senders), ..Progress::default() },
-        read: Progress { running: AtomicUsize::new(readers), ..Progress::default() },
-        delivered: AtomicU64::new(0),
-        errors: AtomicU64::new(0),
-    });
+    let shared = Arc::new(Shared::new(begin, &plan, senders, readers));
     let (finished, tallies) = mpsc::channel();
     for (number, share) in shares.into_iter().enumerate() {
         let (shared, finished) = (Arc::clone(&shared), finished.clone());

@@ -7,11 +7,13 @@
 //!   spread      which connection works on which topics and queues
 //!   produce, consume   the requests of a connection, and what their answers mean
 //!   together    sending and reading at the same time, and one load after the other
-//!   load        threads and their shares, the clock of a run, the processes that are watched
+//!   work        what a connection is asked to do
+//!   load        threads and their connections, the processes that are watched
+//!   shared      the clock of a run, how far it is, the live line
 //!   connection  windows and pacing; what is measured
 //!   tally       counts, histograms, and how threads are added up
 //!   process     CPU and memory of the broker, from /proc
-//!   report      the live line and the summary
+//!   report      the summary
 //!   plot        the drawing
 //! ```
 //!
@@ -37,9 +39,11 @@ mod plot;
 mod process;
 mod produce;
 mod report;
+mod shared;
 mod spread;
 mod tally;
 mod together;
+mod work;
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -48,9 +52,9 @@ use std::path::Path;
 pub use arguments::Arguments;
 use arguments::Command;
 use calls::Caller;
-use load::Plan;
 use plot::{Curve, Drawing};
 use report::Report;
+use work::Plan;
 
 /// Does what was asked and prints the summary. Says whether everything was answered well.
 ///

@@ -11,11 +11,12 @@ use ringmq_protocol::name::AUTO_CREATE_TOPIC_KEY_TOPIC;
 use ringmq_protocol::request::SendMessageRequest;
 use ringmq_protocol::types::Opaque;
 
-use super::arguments::{Common, LatencyArguments, MessageArguments, ProduceArguments, TopicsArguments};
+use super::arguments::{
+    Common, LatencyArguments, MessageArguments, ProduceArguments, STAMP_BYTES, TopicsArguments,
+};
 use super::calls::Caller;
-use super::load::{Answer, Job, Pace, Work};
 use super::spread::{self, Share};
-use super::tally::Part;
+use super::work::{Answer, Job, Pace, Part, Work};
 use crate::units::now_ms;
 
 pub(super) const GROUP: &str = "ringmq-perf";
@@ -60,9 +61,6 @@ pub(super) struct Sending<'a> {
 /// Tells the messages of this run from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RunId([u8; 8]);
-
-/// What a body that carries the time begins with: the run, and the time in ns after the begin of the run, big endian.
-pub(super) const STAMP_BYTES: usize = 16;
 
 impl RunId {
     /// One that no other run has.

@@ -1,18 +1,15 @@
-//! What people and programs get to see.
+//! The summary that people and programs get to see.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::arguments::Common;
-use super::load::{PartTotals, Shared, Totals};
+use super::load::{PartTotals, Totals};
 use super::process::{ThreadUsed, Used};
-use super::tally::Part;
 use super::together::ALONE;
 use crate::units::format_bytes;
 
@@ -279,57 +276,6 @@ impl fmt::Display for Report {
             writeln!(f, "errors        {count} × {kind}{}{words}", if words.is_empty() { "" } else { ": " })?;
         }
         Ok(())
-    }
-}
-
-/// The line that is written over each second. Dropped, it ends the line.
-pub(super) struct LiveLine {
-    begin: Instant,
-    start: Instant,
-    name: &'static str,
-    shown: Instant,
-    /// Messages and bytes, sent and read.
-    before: [(u64, u64); 2],
-}
-
-impl LiveLine {
-    /// `name`: what is done from `start` on.
-    pub(super) fn new(begin: Instant, start: Instant, name: &'static str) -> Self {
-        Self { begin, start, name, shown: begin, before: [(0, 0); 2] }
-    }
-
-    /// Shows what happened since the line was shown last, if that is about a second ago.
-    pub(super) fn show(&mut self, now: Instant, shared: &Shared) {
-        let since = now - self.shown;
-        if since < Duration::from_millis(900) {
-            return;
-        }
-        let rate = |count: u64| count as f64 / since.as_secs_f64();
-        let phase = if now < self.start { "warm-up" } else { self.name };
-        let mut line = format!("{:>5.0} s  {phase}", (now - self.begin).as_secs_f64());
-        for ((word, part), before) in
-            [("sent", Part::Send), ("read", Part::Read)].iter().zip(&mut self.before)
-        {
-            let progress = shared.part(*part);
-            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-            let (messages, bytes) = (load(&progress.messages), load(&progress.bytes));
-            if messages > 0 {
-                let (per_second, bytes_per_second) = (rate(messages - before.0), rate(bytes - before.1));
-                line +=
-                    &format!("  {word} {per_second:.0} msg/s  {}/s", format_bytes(bytes_per_second as u64));
-            }
-            *before = (messages, bytes);
-        }
-        line += &format!("  {} errors", shared.errors.load(Ordering::Relaxed));
-        // A terminal that is gone is no reason to stop measuring.
-        let _ = write!(io::stderr(), "\r\x1b[K{line}");
-        self.shown = now;
-    }
-}
-
-impl Drop for LiveLine {
-    fn drop(&mut self) {
-        let _ = write!(io::stderr(), "\r\x1b[K");
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::load::Problem;
+use super::work::{Part, Problem};
 
 /// Latencies above are noted as this, in ns.
 const LATENCY_MAX_NS: u64 = 100_000_000_000;
@@ -14,13 +14,6 @@ const LATENCY_MAX_NS: u64 = 100_000_000_000;
 const INTERVAL_FIRST: Duration = Duration::from_millis(100);
 /// More intervals than these are joined in pairs. Each takes 16 KB, and a drawing has no room for more.
 const INTERVALS_MAX: usize = 240;
-
-/// A part of a load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Send,
-    Read,
-}
 
 /// What was measured of one part of a load.
 pub(super) struct Measured {

@@ -7,9 +7,9 @@ use super::arguments::{
 };
 use super::calls::Caller;
 use super::consume::{Ending, Queues, Reading};
-use super::load::{self, Plan, Totals, Until};
+use super::load::{self, Totals};
 use super::produce::{GROUP, RunId, Sending};
-use super::tally::Part;
+use super::work::{Part, Plan, Until};
 
 /// A backlog is written in batches of about so many bytes, with so many on the way on each connection.
 const FILL_BATCH_BYTES: u32 = 64 * 1024;

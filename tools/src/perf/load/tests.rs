@@ -1,10 +1,14 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 
-use ringmq_protocol::frame::{Codec, FRAME_BYTES_MAX, Head, Header, RemotingCommand, encode, frame_len};
+use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::frame::{
+    Codec, FRAME_BYTES_MAX, Frame, Head, Header, RemotingCommand, encode, frame_len,
+};
 use ringmq_protocol::types::Opaque;
 
 use super::*;
+use crate::perf::work::{Answer, Delivery, Pace, Until, Work};
 
 /// Two slots, of which one message each is a request.
 struct Pings {
