@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use futures_util::future::try_join_all;
-use ringmq_client::{Client, Message};
+use ringmq_client::{Batching, Client, Message};
 
 const TOPIC: &str = "RingmqExample";
 
@@ -21,6 +21,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // Many in flight: each send is a future.
     let sends = (0..100).map(|number| producer.send(Message::new(TOPIC, format!("number {number}"))));
     println!("{} messages were in flight together", try_join_all(sends).await?.len());
+
+    // Many in flight that share requests: each has its own result, and those to one queue keep their order.
+    let gatherer = client.producer("example-gatherers").batching(Batching::default()).build()?;
+    let steps = (1..=1000).map(|step| Message::new(TOPIC, format!("alice step {step}")));
+    let sends = steps.map(|message| gatherer.send_ordered(message, "alice"));
+    let sent = try_join_all(sends).await?;
+    println!("{} messages are in order behind {}", sent.len(), sent[0].queue_offset);
+    gatherer.shutdown().await;
 
     // All or none, one behind the other in one queue.
     let batch = (0..10).map(|number| Message::new(TOPIC, format!("batched {number}"))).collect();

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use ringmq_protocol::body::MessageQueue;
 use tokio::sync::{Notify, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Outbound, SendResult, Sender, Settings, results_of_batch};
@@ -48,13 +49,13 @@ pub struct Batching {
     bytes_max: BytesMax,
 }
 
-/// RingMQ's default is above that of RocketMQ (32 KiB): what gathers while one request is on its way should fit the next one.
+/// The default is far above that of RocketMQ (32 KiB): what gathers while one request is on its way should fit the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BytesMax(usize);
 
 impl Default for BytesMax {
     fn default() -> Self {
-        Self(128 * 1024)
+        Self(1024 * 1024)
     }
 }
 
@@ -67,7 +68,7 @@ impl Batching {
         self
     }
 
-    /// What the messages of a batch may take together, in bytes; a batch that is full waits no longer. 128 KiB unless set, and
+    /// What the messages of a batch may take together, in bytes; a batch that is full waits no longer. 1 MiB unless set, and
     /// never more than the producer's [largest message](crate::ProducerBuilder::message_bytes_max).
     #[must_use]
     pub fn bytes_max(mut self, bytes: usize) -> Self {
@@ -442,6 +443,8 @@ impl Worker {
             if !goes_on {
                 return;
             }
+            // Who was just told may have something for the next batch; without this it would leave with the few that came before.
+            yield_now().await;
         }
     }
 }
