@@ -466,6 +466,21 @@ fn everything_that_was_acknowledged_is_there_after_a_restart() {
     assert_eq!(f.sent(send), 200);
 }
 
+/// Reads that wait for their turn may find that what they want was read meanwhile: then the turn is that of the next one in line. There was
+/// one turn for each read that ended once, and who was left then waited until somebody else had something read.
+#[test]
+fn every_read_in_line_has_its_turn() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"m");
+    f.settle();
+    let mut f = Fixture::on(f.disk.clone(), FlushDiskType::Sync);
+    let pulls: Vec<Opaque> = (0..3 * limits::COLD_READS_MAX).map(|_| f.pull("T", 0, 0, "*")).collect();
+    f.read_all();
+    for pull in pulls {
+        assert_eq!(f.pulled(pull).expect("answered").2, [b"m"]);
+    }
+}
+
 #[test]
 fn a_damaged_block_is_read_again_and_costs_its_messages_if_it_stays_damaged() {
     let mut f = Fixture::new(FlushDiskType::Sync);
