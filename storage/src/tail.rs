@@ -57,6 +57,9 @@ pub(crate) struct Tail {
     /// The chunk that is being filled. It holds the image of the open block, and nothing else, from its first byte.
     pub(crate) current: BytesMut,
     current_chunk: u64,
+    /// What the images in it have left of the bytes that were asked for. Its alignment leaves some more; with them, where blocks end
+    /// would depend on addresses.
+    current_left: usize,
     blocks: VecDeque<TailBlock>,
     /// Full chunks that still have blocks in the tail, oldest first.
     full: VecDeque<Retired>,
@@ -75,6 +78,7 @@ impl Tail {
         Self {
             current: aligned_buffer(chunk_bytes),
             current_chunk: 0,
+            current_left: chunk_bytes,
             blocks: VecDeque::new(),
             full: VecDeque::new(),
             lent: Vec::new(),
@@ -104,7 +108,7 @@ impl Tail {
 
     /// Whether the current chunk can take `bytes` more.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.current.capacity() - self.current.len() >= bytes
+        self.current_left - self.current.len() >= bytes
     }
 
     /// Starts another chunk. Blocks below `durable` may have to leave the tail for it. No block may be open.
@@ -114,6 +118,7 @@ impl Tail {
         let anchor = std::mem::replace(&mut self.current, fresh);
         self.full.push_back(Retired { chunk: self.current_chunk, anchor });
         self.current_chunk += 1;
+        self.current_left = self.chunk_bytes;
         self.drop_surplus();
         Ok(())
     }
@@ -170,6 +175,7 @@ impl Tail {
 
     /// Freezes the current image into a block of the tail and returns it.
     pub(crate) fn push(&mut self, start: u64, end: u64, image_at: u64) -> Bytes {
+        self.current_left -= self.current.len();
         let image = self.current.split().freeze();
         debug_assert_eq!(image.as_ptr().align_offset(MEMORY_ALIGN), 0, "T3");
         self.blocks.push_back(TailBlock {

@@ -95,3 +95,16 @@ fn blocks_that_are_not_durable_stay() {
     push(&mut tail, start, 0, CHUNK as u64).unwrap();
     assert_eq!(tail.start(), Some(PhysicalOffset(CHUNK as u64)));
 }
+
+/// What alignment leaves over does not count: the same appends give the same blocks wherever the memory lies.
+#[test]
+fn a_chunk_has_room_for_what_was_asked_for_and_no_more() {
+    let mut tail = Tail::new(2 * MEMORY_ALIGN, 1 << 20, 1 << 20);
+    assert!(tail.has_room(2 * MEMORY_ALIGN) && !tail.has_room(2 * MEMORY_ALIGN + 1));
+    tail.current.resize(MEMORY_ALIGN, 1);
+    assert!(tail.has_room(MEMORY_ALIGN) && !tail.has_room(MEMORY_ALIGN + 1));
+    tail.push(0, 10, 0);
+    assert!(tail.has_room(MEMORY_ALIGN) && !tail.has_room(MEMORY_ALIGN + 1));
+    tail.next_chunk(0).unwrap();
+    assert!(tail.has_room(2 * MEMORY_ALIGN) && !tail.has_room(2 * MEMORY_ALIGN + 1));
+}
