@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+mod pops;
 mod retention;
 pub mod retries;
 
+use pops::Pops;
 use retention::Old;
 use retries::Later;
 
@@ -189,6 +191,7 @@ pub struct Checker {
     /// What became of old segments, by shard.
     old: BTreeMap<u64, Old>,
     later: Later,
+    pops: Pops,
     /// Sealed segments may know times to this unit only; less than 2: exactly.
     time_unit_ms: i64,
     /// Acknowledged is not durable.

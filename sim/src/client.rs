@@ -12,6 +12,7 @@ use crate::admin::Admin;
 use crate::checker::{Anomaly, Checker, CommitKey, MessageId, Queue, Seen, TopicId, position_in};
 use crate::consumer::{Consumer, Pulling};
 use crate::lookups::LookUp;
+use crate::popper::{Popper, Popping};
 use crate::producer::{Producer, Sending};
 use crate::retrier::{Late, Retrier};
 use crate::wire::Wire;
@@ -180,6 +181,7 @@ pub(crate) enum Asked {
     },
     LookUp(LookUp),
     Late(Late),
+    Popping(Popping),
     CreateTopic(TopicId),
     DeleteTopic(TopicId),
     /// A pull that waits at a queue whose topic is about to be deleted.
@@ -192,6 +194,7 @@ pub(crate) enum Role {
     Producer(Producer),
     Consumer(Consumer),
     Retrier(Retrier),
+    Popper(Popper),
     Admin(Admin),
 }
 
@@ -237,6 +240,7 @@ impl Client {
             Role::Producer(producer) => producer.next_at(wire),
             Role::Consumer(consumer) => consumer.next_at(),
             Role::Retrier(retrier) => retrier.next_at(),
+            Role::Popper(popper) => popper.next_at(),
             Role::Admin(admin) => admin.next_at(),
         };
         wire.next_at().map_or(role, |at| at.min(role))
@@ -254,6 +258,7 @@ impl Client {
                 Role::Producer(producer) => producer.on_answer(asked, &answer, ctx),
                 Role::Consumer(consumer) => consumer.on_answer(asked, &answer, ctx),
                 Role::Retrier(retrier) => retrier.on_answer(asked, &answer, ctx),
+                Role::Popper(popper) => popper.on_answer(asked, &answer, ctx),
                 Role::Admin(admin) => admin.on_answer(asked, &answer, ctx),
             }
         }
@@ -270,6 +275,7 @@ impl Client {
                 Role::Producer(producer) => producer.act(wire, ctx),
                 Role::Consumer(consumer) => consumer.act(wire, ctx),
                 Role::Retrier(retrier) => retrier.act(wire, ctx),
+                Role::Popper(popper) => popper.act(wire, ctx),
                 Role::Admin(admin) => admin.act(wire, ctx),
             }
         }
@@ -278,6 +284,8 @@ impl Client {
 
     fn connect(&mut self, ctx: &mut Context<'_>) {
         match connect(ctx) {
+            // The codes of POP do not fit the other codec.
+            Some(wire) if matches!(self.role, Role::Popper(_)) => self.wire = Some(wire.of_json()),
             Some(wire) => self.wire = Some(wire),
             None => self.connect_at = ctx.now + 50_000_000,
         }
@@ -286,6 +294,7 @@ impl Client {
             Role::Producer(_) => {}
             Role::Consumer(consumer) => consumer.on_connected(),
             Role::Retrier(retrier) => retrier.on_connected(),
+            Role::Popper(popper) => popper.on_connected(),
             Role::Admin(admin) => admin.on_connected(ctx),
         }
     }

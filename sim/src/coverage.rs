@@ -50,6 +50,8 @@ pub struct Coverage {
     /// Delayed messages that were accepted, and copies of messages that were sent back.
     pub delayed: u64,
     pub sent_back: u64,
+    /// Times that a message was popped.
+    pub popped: u64,
     /// Pulls that were told of a later beginning of their queue.
     pub moved: u64,
 }
@@ -86,6 +88,7 @@ impl Coverage {
         self.kept += other.kept;
         self.interrupted += other.interrupted;
         self.moved += other.moved;
+        self.popped += other.popped;
         self.look_ups += other.look_ups;
         self.index_harm.add(other.index_harm);
         self.delayed += other.delayed;

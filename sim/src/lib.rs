@@ -23,6 +23,7 @@ mod coverage;
 mod indexes;
 mod ledger;
 mod lookups;
+mod popper;
 mod producer;
 mod retrier;
 mod ring;

@@ -45,6 +45,11 @@ impl<T> Wire<T> {
         }
     }
 
+    /// The same, in JSON whatever the others speak.
+    pub(crate) fn of_json(self) -> Wire<T> {
+        Wire { codec: Codec::Json, ..self }
+    }
+
     pub(crate) fn ask(&mut self, now: u64, code: RequestCode, fields: &dyn Fields, body: Vec<u8>, asked: T) {
         let opaque = self.say(code, fields, body, false);
         self.asked.insert(opaque, (now, asked));

@@ -30,6 +30,7 @@ use crate::checker::{Anomaly, Checker, TopicId, Violation, position_in};
 use crate::client::{Asked, Client, Context, Counts, Purpose, Role, Topic, TopicState, Trouble, connect};
 use crate::consumer::Consumer;
 use crate::coverage::Coverage;
+use crate::popper::Popper;
 use crate::producer::{Producer, on_send_answer};
 use crate::retrier::Retrier;
 use crate::ring::{Planted, WatchedRing};
@@ -133,7 +134,8 @@ impl World {
         let is_hostile = random.chance(20);
         let is_async = random.chance(25) && options.planted.is_none();
         // What is lost with the end of the log, or with a block, may come again when it is delayed.
-        let is_about_later = !is_async && !is_hostile && plan.has_retriers;
+        let keeps_all = !is_async && !is_hostile;
+        let is_about_later = keeps_all && plan.has_retriers;
         let mut topics: Vec<Topic> = Vec::new();
         for core in 0..plan.cores {
             let mut topic = |name: &str, queues, state, purpose| {
@@ -167,6 +169,9 @@ impl World {
         }
         for core in (0..plan.cores).filter(|_| is_about_later) {
             clients.push((core, Role::Retrier(Retrier::new(core, &mut random))));
+        }
+        for core in (0..plan.cores).filter(|_| keeps_all && plan.has_poppers) {
+            clients.extend([0; 2].map(|_| (core, Role::Popper(Popper::new(&mut random)))));
         }
         let is_direct = random.chance(70);
         disk.set_direct(is_direct);
@@ -255,6 +260,11 @@ impl World {
             coverage,
             violations: self.checker.violations().to_vec(),
         }
+    }
+
+    /// Whether what is popped can be held to anything: nothing is lost in this world.
+    fn has_poppers(&self) -> bool {
+        !self.is_async && !self.is_hostile && self.plan.has_poppers
     }
 
     /// Time since the beginning of the run, in nanoseconds: of the core that is behind, among those that have not stopped.

@@ -75,6 +75,7 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
         ("look-ups", all.look_ups),
         ("delayed messages", all.delayed),
         ("messages sent back", all.sent_back),
+        ("messages popped", all.popped),
         ("harmed indexes that were reported", all.index_harm.reported),
         ("segments made of spares", all.recycled),
         ("segments that were due and kept", all.kept),

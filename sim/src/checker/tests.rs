@@ -328,3 +328,64 @@ fn a_look_up_by_time_is_held_to_what_was_seen() {
     assert_eq!(within_two(false), [false, true, true, false, false]);
     assert_eq!(within_two(true), [false, false, true, true, false]);
 }
+
+#[test]
+fn what_is_popped_is_nobody_elses_until_its_time_is_over_and_in_the_end_somebody_has_it() {
+    let contents = Contents::from([(QUEUE, first(3))]);
+    let judge = |story: &dyn Fn(&mut Checker)| {
+        let mut checker = checker();
+        // Two of them to whom nothing happens.
+        for number in 1..3 {
+            let turn = checker.popped(0, id(number), 10, 20);
+            checker.acknowledging(0, id(number), turn);
+        }
+        story(&mut checker);
+        checker.finish_popped(0, &[QUEUE], &contents);
+        checker.violations().iter().map(|violation| violation.anomaly).collect::<Vec<_>>()
+    };
+    // Given, forgotten, given again and acknowledged; the answers came in another order.
+    let again = |checker: &mut Checker| {
+        let turn = checker.popped(0, id(0), 20, 30);
+        checker.popped(0, id(0), 10, 20);
+        checker.acknowledging(0, id(0), turn);
+    };
+    assert_eq!(judge(&again), []);
+    assert_eq!(judge(&|_| {}), [Anomaly::LostWrite], "never given");
+    let forgotten = |checker: &mut Checker| {
+        checker.popped(0, id(0), 10, 20);
+    };
+    assert_eq!(judge(&forgotten), [Anomaly::LostWrite]);
+    assert_eq!(judge(&|checker| checker.is_dead_letter(0, id(0))), []);
+    let taken = |checker: &mut Checker, pop_time| {
+        checker.popped(0, id(0), pop_time, pop_time + 10);
+        let turn = checker.popped(0, id(0), 19, 30);
+        checker.acknowledging(0, id(0), turn);
+    };
+    assert_eq!(judge(&|checker| taken(checker, 10)), [Anomaly::Duplicate]);
+    assert_eq!(judge(&|checker| taken(checker, 9)), []);
+    // Whatever time counts after a change that nobody answered.
+    let changed = |checker: &mut Checker, until: Option<i64>| {
+        let turn = checker.popped(0, id(0), 10, 100);
+        checker.changing(0, id(0), turn);
+        until.into_iter().for_each(|until| checker.changed(0, id(0), turn, 12, until));
+        let turn = checker.popped(0, id(0), 19, 30);
+        checker.acknowledging(0, id(0), turn);
+    };
+    assert_eq!(judge(&|checker| changed(checker, None)), []);
+    assert_eq!(judge(&|checker| changed(checker, Some(19))), []);
+    assert_eq!(judge(&|checker| changed(checker, Some(20))), [Anomaly::Duplicate]);
+    // Acknowledged in time it does not come again; too late it may.
+    let acknowledged = |checker: &mut Checker, now| {
+        let turn = checker.popped(0, id(0), 10, 20);
+        checker.acknowledging(0, id(0), turn);
+        checker.acknowledged_pop(0, id(0), turn, now);
+        checker.popped(0, id(0), 25, 35);
+    };
+    assert_eq!(judge(&|checker| acknowledged(checker, 19)), [Anomaly::Duplicate]);
+    assert_eq!(judge(&|checker| acknowledged(checker, 20)), []);
+    let timeless = |checker: &mut Checker| {
+        checker.clock_went_back(0);
+        acknowledged(checker, 19);
+    };
+    assert_eq!(judge(&timeless), []);
+}

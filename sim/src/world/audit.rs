@@ -8,12 +8,13 @@ use ringmq_protocol::message::{StoredMessage, messages};
 use ringmq_protocol::properties::names;
 use ringmq_protocol::request::{OffsetResponse, PullMessageRequest, PullMessageResponse};
 
-use super::{MILLI, SECOND, World};
+use super::{ALL_DUE_MS, MILLI, SECOND, World};
 use crate::checker::retries::Retry;
 use crate::checker::{Anomaly, Contents, MessageId, Queue, Seen, position_in};
 use crate::client::{Asked, Context, Purpose, Topic, TopicState, connect};
 use crate::consumer::ask_commit;
 use crate::lookups::LookUp;
+use crate::popper;
 use crate::retrier::Retrier;
 use crate::wire::Wire;
 
@@ -21,6 +22,10 @@ use crate::wire::Wire;
 const DELIVER_NANOS: u64 = 5 * SECOND;
 /// Look-ups of the auditor at each shard.
 const LOOK_UPS: usize = 40;
+/// Messages whose time is over come again as fast as the log takes them: it pauses for a second when it is full.
+const POP_PAUSE_NANOS: u64 = SECOND + 200 * MILLI;
+/// After so many answers without a message there is none.
+const POPS_EMPTY: u32 = 3;
 /// How often the auditor asks again where an index is being written anew.
 const REFUSED_MAX: u32 = 100;
 
@@ -38,6 +43,7 @@ impl World {
             self.ask_commits(core, &mut wire);
             self.read_retries(core, &mut wire, &mut copies);
             self.look_up(core, &mut wire);
+            self.pop_rest(core, &contents);
         }
         self.checker.finish(&contents);
         let (delayed, sent_back) = self.checker.finish_later(&copies);
@@ -153,6 +159,52 @@ impl World {
             };
             self.read_messages(core, wire, &topic, 0, take);
         }
+    }
+
+    /// Pops what can be popped by now, which with what was acknowledged and with dead letters has to be all.
+    fn pop_rest(&mut self, core: usize, contents: &Contents) {
+        let number = core as u64;
+        let topic = self.topics.iter().find(|topic| popper::is_popped(topic, number)).cloned();
+        let Some(topic) = topic.filter(|topic| self.has_poppers() && topic.state == TopicState::Ready) else {
+            return;
+        };
+        let Some(wire) = connect(&mut self.context(core).0) else { return };
+        let mut wire = wire.of_json();
+        let (mut refused, mut empty) = (0, 0);
+        while empty < POPS_EMPTY {
+            let request = popper::pop_request(number, 32, ALL_DUE_MS / 1000, 0);
+            wire.ask(self.cores[core].now(), RequestCode::POP_MESSAGE, &request, Vec::new(), Asked::Audit);
+            let Some((_, answer)) = self.answer(core, &mut wire) else { return };
+            let mut context = self.context(core).0;
+            match ResponseCode(answer.code) {
+                ResponseCode::SUCCESS => {
+                    for given in popper::take(topic.id, &answer, &mut context) {
+                        given.keep(&mut context);
+                    }
+                    empty = 0;
+                    continue;
+                }
+                ResponseCode::POLLING_TIMEOUT => {
+                    empty += 1;
+                    self.idle(POP_PAUSE_NANOS);
+                }
+                _ if refused < REFUSED_MAX
+                    && (context.may_refuse_read(&answer) || context.may_refuse_write(&answer)) =>
+                {
+                    refused += 1;
+                    self.idle(10 * MILLI);
+                }
+                _ => return context.unexpected("pop of the auditor", &answer),
+            }
+        }
+        let dead = format!("%DLQ%{}", popper::group(number));
+        let take = &mut |context: &mut Context<'_>, message: &StoredMessage<'_>| {
+            let id = message.property(names::KEYS).and_then(MessageId::parse);
+            id.into_iter().for_each(|id| context.checker.is_dead_letter(context.core, id));
+        };
+        self.read_messages(core, &mut wire, &dead, 0, take);
+        let queues: Vec<Queue> = (0..topic.queues).map(|id| Queue { topic: topic.id, id }).collect();
+        self.coverage.popped += self.checker.finish_popped(number, &queues, contents);
     }
 
     /// Gives all messages of a queue to `take`; false if its topic is not there.

@@ -170,7 +170,12 @@ impl World {
                     wire.dawdle(now + time);
                 }
             }
-            Fault::ClockJump(ms) => core.watch.borrow_mut().wall_shift_ms += ms,
+            Fault::ClockJump(ms) => {
+                core.watch.borrow_mut().wall_shift_ms += ms;
+                if ms < 0 {
+                    self.checker.clock_went_back(core.number);
+                }
+            }
             Fault::Write(fault) => {
                 if matches!(fault, WriteFault::Lost | WriteFault::Misdirected { .. }) {
                     self.checker.rot();

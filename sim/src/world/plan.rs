@@ -17,6 +17,7 @@ pub(super) struct Plan {
     pub(super) cores: u64,
     pub(super) keeping: Keeping,
     pub(super) has_retriers: bool,
+    pub(super) has_poppers: bool,
     /// Whether indexes are harmed.
     pub(super) harms_indexes: bool,
 }
@@ -27,9 +28,10 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x706c_616e);
         let cores = [1, 1, 2, 3][random.below(4) as usize];
         let (has_retriers, harms_indexes) = (random.chance(60), random.chance(40));
+        let has_poppers = Random::new(seed ^ 0x0070_6f70).chance(50);
         let is_about_retention = matches!(planted, Some(Planted::HastyRelease | Planted::IgnoredGroups));
         if !is_about_retention && !random.chance(50) {
-            return Plan { cores, keeping: Keeping::ALL, has_retriers, harms_indexes };
+            return Plan { cores, keeping: Keeping::ALL, has_retriers, has_poppers, harms_indexes };
         }
         let bytes = [None, Some(0), Some(4 << 20), Some(7 << 20)][random.below(4) as usize];
         let age = [1, 50, 1_000, 20_000][random.below(4) as usize];
@@ -43,7 +45,7 @@ impl Plan {
             forced: random.chance(50) && planted != Some(Planted::IgnoredGroups),
         };
         let keeping = Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND) };
-        Plan { cores, keeping, has_retriers, harms_indexes }
+        Plan { cores, keeping, has_retriers, has_poppers, harms_indexes }
     }
 
     pub(super) fn deletes(&self) -> bool {
