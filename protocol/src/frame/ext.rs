@@ -46,6 +46,21 @@ impl<'a> Ext<'a> {
         })
     }
 
+    /// Calls `f` with each field in the order of the wire, until it fails. Nothing is looked at that `f` does not look at.
+    pub(crate) fn try_for_each<E>(
+        &self,
+        mut f: impl FnMut(&[u8], RawText<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Source::Binary(mut entries) = self.0 {
+            // An error cannot occur here; if it did, the fields would end.
+            while let Ok(Some((key, value))) = binary::next_entry(&mut entries) {
+                f(key, RawText::Unchecked(value))?;
+            }
+            return Ok(());
+        }
+        self.iter().try_for_each(|(key, value)| f(key.as_bytes(), RawText::Text(value)))
+    }
+
     /// The value of a field; the last one if a key occurs twice, as in a Java map.
     pub fn get(&self, key: &str) -> Option<Cow<'a, str>> {
         self.iter().filter(|(name, _)| name == key).last().map(|(_, value)| value)
@@ -62,6 +77,29 @@ impl<'a> IntoIterator for &Ext<'a> {
 
     fn into_iter(self) -> ExtIter<'a> {
         self.iter()
+    }
+}
+
+/// The value of a field as it came.
+#[derive(Debug)]
+pub(crate) enum RawText<'a> {
+    Unchecked(&'a [u8]),
+    Text(Cow<'a, str>),
+}
+
+impl<'a> RawText<'a> {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Unchecked(bytes) => bytes,
+            Self::Text(text) => text.as_bytes(),
+        }
+    }
+
+    pub(crate) fn into_text(self) -> Cow<'a, str> {
+        match self {
+            Self::Unchecked(bytes) => text(bytes),
+            Self::Text(text) => text,
+        }
     }
 }
 

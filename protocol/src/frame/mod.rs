@@ -24,6 +24,7 @@ use thiserror::Error;
 use crate::types::Opaque;
 
 pub use command::RemotingCommand;
+pub(crate) use ext::RawText;
 pub use ext::{Both, Ext, ExtIter, Fields, Value};
 
 /// The largest `totalLength` a RocketMQ peer accepts by default, in bytes.

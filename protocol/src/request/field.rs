@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-use crate::frame::Value;
+use crate::frame::{RawText, Value};
 use crate::types::{PhysicalOffset, QueueId};
 
 /// Why the fields of a header are not those of the request.
@@ -27,7 +27,7 @@ pub enum FieldProblem {
 /// A type that a field can have. Strings keep emptiness apart from absence; for everything else an empty string is
 /// absence, because the binary codec of old clients cannot say null otherwise.
 pub(super) trait Field<'a>: Sized {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem>;
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem>;
     /// The value of a field that is not there; `None` if it must be.
     fn absent() -> Option<Self> {
         None
@@ -36,8 +36,8 @@ pub(super) trait Field<'a>: Sized {
 }
 
 impl<'a> Field<'a> for Cow<'a, str> {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
-        Ok(Some(text))
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+        Ok(Some(text.into_text()))
     }
     fn value(&self) -> Option<Value<'_>> {
         Some(Value::Str(self))
@@ -47,11 +47,12 @@ impl<'a> Field<'a> for Cow<'a, str> {
 macro_rules! number_field {
     ($($type:ty, $value:expr;)*) => {$(
         impl<'a> Field<'a> for $type {
-            fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
-                match &*text {
-                    "" => Ok(None),
-                    digits => digits.parse().map(Some).map_err(|_| FieldProblem::NotANumber),
+            fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+                if text.as_bytes().is_empty() {
+                    return Ok(None);
                 }
+                let number = std::str::from_utf8(text.as_bytes()).ok().and_then(|digits| digits.parse().ok());
+                number.map(Some).ok_or(FieldProblem::NotANumber)
             }
             fn value(&self) -> Option<Value<'_>> {
                 let value: fn($type) -> Value<'static> = $value;
@@ -69,7 +70,7 @@ number_field! {
 }
 
 impl<'a> Field<'a> for QueueId {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(u32::read(text)?.map(Self))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -78,7 +79,7 @@ impl<'a> Field<'a> for QueueId {
 }
 
 impl<'a> Field<'a> for PhysicalOffset {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(u64::read(text)?.map(Self))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -88,8 +89,9 @@ impl<'a> Field<'a> for PhysicalOffset {
 
 impl<'a> Field<'a> for bool {
     /// As Java: any case of "true", and everything else is false.
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
-        Ok((!text.is_empty()).then(|| text.eq_ignore_ascii_case("true")))
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+        let text = text.as_bytes();
+        Ok((!text.is_empty()).then(|| text.eq_ignore_ascii_case(b"true")))
     }
     fn value(&self) -> Option<Value<'_>> {
         Some(Value::Bool(*self))
@@ -107,8 +109,8 @@ pub enum BoundaryType {
 }
 
 impl<'a> Field<'a> for BoundaryType {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
-        Ok(Some(if text.eq_ignore_ascii_case("upper") { Self::Upper } else { Self::Lower }))
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+        Ok(Some(if text.as_bytes().eq_ignore_ascii_case(b"upper") { Self::Upper } else { Self::Lower }))
     }
     fn value(&self) -> Option<Value<'_>> {
         Some(Value::Str(match self {
@@ -119,7 +121,7 @@ impl<'a> Field<'a> for BoundaryType {
 }
 
 impl<'a, T: Field<'a>> Field<'a> for Option<T> {
-    fn read(text: Cow<'a, str>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
         T::read(text).map(Some)
     }
     fn absent() -> Option<Self> {
@@ -131,7 +133,7 @@ impl<'a, T: Field<'a>> Field<'a> for Option<T> {
 }
 
 /// Declares typed headers: `field: type = "wireName"`, or `field: type = "wireName" or default`.
-/// `renamed struct` leaves out `decode`, for a header that has to choose the names it reads.
+/// `renamed struct` leaves out `decode`, for a header that has other names as well: it gets `decode_by`.
 macro_rules! headers {
     () => {};
     ($(#[$doc:meta])* renamed struct $name:ident<$lt:lifetime> { $($body:tt)* } $($rest:tt)*) => {
@@ -143,7 +145,7 @@ macro_rules! headers {
         impl<$lt> $name<$lt> {
             /// Reads the fields; fields of other names are ignored.
             pub fn decode(ext: &$crate::frame::Ext<$lt>) -> Result<Self, $crate::request::FieldError> {
-                Self::decode_renamed(ext, |name| name)
+                Self::decode_by(ext, Self::index_of)
             }
         }
         headers!($($rest)*);
@@ -153,7 +155,7 @@ macro_rules! headers {
         impl $name {
             /// Reads the fields; fields of other names are ignored.
             pub fn decode(ext: &$crate::frame::Ext<'_>) -> Result<Self, $crate::request::FieldError> {
-                Self::decode_renamed(ext, |name| name)
+                Self::decode_by(ext, Self::index_of)
             }
         }
         headers!($($rest)*);
@@ -168,22 +170,36 @@ macro_rules! headers {
         }
 
         impl $($generics)* $name $($generics)* {
+            /// The number of the field with a name.
             #[inline]
-            fn decode_renamed(
+            fn index_of(name: &[u8]) -> Option<usize> {
+                const NAMES: &[&str] = &[$($wire),*];
+                NAMES.iter().position(|known| known.as_bytes() == name)
+            }
+
+            /// Reads the fields, `index` of a name being the number of its field.
+            #[inline]
+            fn decode_by(
                 ext: &$crate::frame::Ext<$lt>,
-                rename: impl for<'n> Fn(&'n str) -> &'n str,
+                index: impl Fn(&[u8]) -> Option<usize>,
             ) -> Result<Self, $crate::request::FieldError> {
                 use $crate::request::{FieldError, FieldProblem, field::Field};
+                #[allow(non_camel_case_types)]
+                #[derive(Clone, Copy)]
+                enum Index {
+                    $($field,)*
+                }
                 $(let mut $field: Option<$type> = None;)*
-                for (key, text) in ext.iter() {
-                    match rename(&key) {
-                        $($wire => {
+                ext.try_for_each(|name, text| {
+                    match index(name) {
+                        $(Some(index) if index == Index::$field as usize => {
                             $field = <$type>::read(text)
                                 .map_err(|problem| FieldError { field: $wire, problem })?;
                         })*
                         _ => {}
                     }
-                }
+                    Ok(())
+                })?;
                 Ok(Self {$(
                     $field: $field
                         .or_else(<$type as Field<$lt>>::absent)

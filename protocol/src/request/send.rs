@@ -89,10 +89,11 @@ const NAMES: [(&str, &str); 14] = [
     ("n", "bname"),
 ];
 
-fn long_name(letter: &str) -> &str {
-    match letter.as_bytes() {
-        [byte @ b'a'..=b'n'] => NAMES[usize::from(byte - b'a')].1,
-        _ => "",
+/// The letters are in the order of the fields.
+fn index_of_letter(name: &[u8]) -> Option<usize> {
+    match name {
+        [letter @ b'a'..=b'n'] => Some(usize::from(letter - b'a')),
+        _ => None,
     }
 }
 
@@ -102,8 +103,8 @@ impl<'a> SendMessageRequest<'a> {
         match code {
             RequestCode::SEND_MESSAGE_V2
             | RequestCode::SEND_BATCH_MESSAGE
-            | RequestCode::SEND_REPLY_MESSAGE_V2 => Self::decode_renamed(ext, long_name),
-            _ => Self::decode_renamed(ext, |name| name),
+            | RequestCode::SEND_REPLY_MESSAGE_V2 => Self::decode_by(ext, index_of_letter),
+            _ => Self::decode_by(ext, Self::index_of),
         }
     }
 
