@@ -535,7 +535,7 @@ impl Shard {
                 }
                 let (range, bytes) = self.range_of(offset, entry, block);
                 if let Some(sql) = filter.sql() {
-                    if pop.damaged.contains(&range.block) {
+                    if bytes.is_none() && pop.damaged.contains(&range.block) {
                         continue;
                     }
                     let Some(bytes) = &bytes else {
@@ -574,13 +574,16 @@ impl Shard {
         entry: Entry,
         block: Option<PhysicalOffset>,
     ) -> (LogRange, Option<Bytes>) {
+        if entry.position >= self.log.tail_start() {
+            // Its block may be open still, in async mode, and has no place then that could be read from.
+            let range =
+                LogRange { position: entry.position, len: entry.size, block: PhysicalOffset(0), offset };
+            return (range, self.log.tail(entry.position, entry.size));
+        }
         let in_memory = || self.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
         let block = block.unwrap_or_else(in_memory);
         let range = LogRange { position: entry.position, len: entry.size, block, offset };
-        let bytes = match entry.position >= self.log.tail_start() {
-            true => self.log.tail(entry.position, entry.size),
-            false => self.kept_range(range),
-        };
+        let bytes = self.kept_range(range);
         (range, bytes)
     }
 

@@ -257,6 +257,25 @@ impl Fixture {
     }
 }
 
+/// In async mode a message is there for consumers while its block is open, with no place in the list of blocks. A pop in
+/// the same turn stopped the shard. Found by a simulated broker that acknowledged too early.
+#[test]
+fn what_is_visible_before_its_block_is_sealed_can_be_popped() {
+    let mut f = Fixture::new(FlushDiskType::Async);
+    let first = f.send("T", 0, "TAGS\x01a\x02", b"first");
+    let pop = f.start_pop(&pop_request(32));
+    let filtered = PopMessageRequest {
+        consumer_group: "h".into(),
+        exp_type: Some("SQL92".into()),
+        exp: Some("TAGS = 'a'".into()),
+        ..pop_request(32)
+    };
+    let filtered = f.start_pop(&filtered);
+    f.sent(first);
+    assert_eq!(bodies(&f.finish_pop(pop)), ["first"]);
+    assert_eq!(bodies(&f.finish_pop(filtered)), ["first"]);
+}
+
 #[test]
 fn a_popped_message_is_nobody_elses_until_it_is_acknowledged() {
     let mut f = Fixture::new(FlushDiskType::Sync);
