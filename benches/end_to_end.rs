@@ -1,6 +1,6 @@
 //! From the call of `send` to the consumer's handler, beside what that cannot do without.
 //!
-//!   cargo bench -p ringmq-tests --bench end_to_end -- [--messages 2000] [--rounds 5] [--namesrv HOST:PORT] [--json]
+//!   cargo bench -p ringmq-tests --bench end_to_end -- [--messages 2000] [--rounds 5] [--broker-arg ARG | --namesrv HOST:PORT] [--json]
 //!
 //! A broker process with one shard and `sync` flush, its data on the disk of the target directory. In every round, in turn:
 //!
@@ -45,6 +45,9 @@ struct Arguments {
     /// Measure the broker behind this name server instead of one of its own.
     #[arg(long)]
     namesrv: Option<String>,
+    /// Another argument of the broker, like --broker-arg=--spin --broker-arg=200us.
+    #[arg(long, conflicts_with = "namesrv", allow_hyphen_values = true)]
+    broker_arg: Vec<String>,
     /// One JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -77,7 +80,12 @@ async fn measure(arguments: Arguments) {
     let broker = arguments.namesrv.is_none().then(|| {
         Broker::start_with(Options {
             shards: 1,
-            arguments: vec!["--flush".into(), "sync".into()],
+            arguments: ["--flush", "sync"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(arguments.broker_arg)
+                .map(Into::into)
+                .collect(),
             data: Some(temp.path().join("data")),
         })
     });
