@@ -167,7 +167,7 @@ class Ringmq:
         self.plan = plan
         self.java = None
 
-    def install(self):
+    def install_programs(self):
         needs("taskset")
         if self.plan.programs is None:
             run(["cargo", "build", "--release", "--quiet", "-p", "ringmq", "-p", "ringmq-tools"], cwd=REPOSITORY)
@@ -175,6 +175,9 @@ class Ringmq:
                 ["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE
             ).stdout
             self.plan.programs = Path(json.loads(metadata)["target_directory"], "release")
+
+    def install(self):
+        self.install_programs()
         try:
             self.java = RocketmqJars(self.plan)
         except Unavailable as reason:
