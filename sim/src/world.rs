@@ -8,8 +8,9 @@ mod audit;
 mod core;
 mod faults;
 mod plan;
+mod run;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,9 +25,10 @@ use ringmq_storage::{RecoverError, SegmentBase, SegmentStore};
 
 use self::core::{Broker, Core};
 use self::plan::{Plan, delays};
+pub use self::run::{Options, Outcome};
 use crate::admin::Admin;
 use crate::backstage::{Housekeeping, Keeping, Release, index_in};
-use crate::checker::{Anomaly, Checker, TopicId, Violation, position_in};
+use crate::checker::{Anomaly, Checker, TopicId, position_in};
 use crate::client::{Asked, Client, Context, Counts, Purpose, Role, Topic, TopicState, Trouble, connect};
 use crate::consumer::Consumer;
 use crate::coverage::Coverage;
@@ -53,36 +55,6 @@ const PROBER: u32 = 200;
 const ALL_DUE_MS: i64 = 100 * 86_400_000;
 /// What a segment that spans this knows of times: of so many bits it keeps 32.
 const ALL_DUE_UNIT_MS: i64 = 1 << (i64::BITS - ALL_DUE_MS.leading_zeros() - u32::BITS);
-
-/// How a run is made.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Requests that clients make, about.
-    pub steps: u64,
-    pub planted: Option<Planted>,
-    /// Print what happens to the broker.
-    pub verbose: bool,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options { steps: 3_000, planted: None, verbose: false }
-    }
-}
-
-/// How a run went.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Equal for equal runs: of every operation of the broker and every completion.
-    pub trace: u64,
-    pub simulated: Duration,
-    pub acknowledged: u64,
-    pub seen: u64,
-    pub coverage: Coverage,
-    pub violations: Vec<Violation>,
-    /// How often each anomaly was found, also beyond the violations that are listed.
-    pub anomalies: BTreeMap<Anomaly, u64>,
-}
 
 /// Runs the world of a seed. The same seed and options give the same outcome.
 pub fn run(seed: u64, options: &Options) -> Outcome {

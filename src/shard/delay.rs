@@ -182,8 +182,13 @@ impl Delays {
     /// A message of the level was staged.
     pub(super) fn on_staged(&mut self, level: DelayLevel, stored: StoreTimestamp) {
         if self.levels[level.index()].head == Head::Empty {
-            self.set(level, Head::At(stored.0 + self.table.delay_ms(level)));
+            self.set(level, Head::At(self.due_ms(level, stored)));
         }
+    }
+
+    /// When a message of the level is due. Times are whole milliseconds, rounded down: only the next one is never too early.
+    fn due_ms(&self, level: DelayLevel, stored: StoreTimestamp) -> i64 {
+        stored.0 + self.table.delay_ms(level) + 1
     }
 
     fn set(&mut self, level: DelayLevel, head: Head) {
@@ -300,7 +305,7 @@ impl Shard {
 
     /// Adds a message if it is due and goes with those before it.
     fn add_due(&self, due: &mut Due, level: DelayLevel, range: LogRange, stored: StoreTimestamp) -> bool {
-        let at_ms = stored.0 + self.delays.table.delay_ms(level);
+        let at_ms = self.delays.due_ms(level, stored);
         let is_cold = range.position < self.log.tail_start();
         if range.position >= self.log.durable() {
             return false;

@@ -112,6 +112,9 @@ impl Shard {
         let messages = again.iter().map(|again| encoded_len(&again.parts(self, &[&again.properties])));
         let settings_bytes = settings.iter().map(|(_, body)| metadata_bytes(body.len()));
         let bytes = messages.chain(settings_bytes).sum();
+        if again.iter().any(|again| again.place.level.is_some()) {
+            self.log.stamp_from(self.store_now());
+        }
         self.log.reserve(bytes, self.store_now()).map_err(Refusal::of_append)?;
         let mut in_block = None;
         for again in again {

@@ -194,6 +194,10 @@ impl Shard {
         let place = (topic, queue_id);
         let parts = self.parts(request, send, place, send.flag, request.body, &all);
         parts.check(&Limits::default()).map_err(Refusal::illegal)?;
+        if level.is_some() {
+            // The delay counts from when the message is stored, which is not to be before it was sent.
+            self.log.stamp_from(self.store_now());
+        }
         let first = self.index.max(target.queue);
         let Appended { block, position, store_timestamp } =
             self.append(&parts, target.queue, &Scan { unique_key, ..scan })?;

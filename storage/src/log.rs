@@ -234,6 +234,15 @@ impl CommitLog {
         self.open_block(len, now)
     }
 
+    /// What is appended next is stored at `now`, and not when a block was opened that is still open: for what is timed.
+    ///
+    /// To be called before `reserve`.
+    pub fn stamp_from(&mut self, now: StoreTimestamp) {
+        if self.open.as_ref().is_some_and(|open| open.store_timestamp < now) {
+            self.seal();
+        }
+    }
+
     /// Appends one record of `len` bytes. `write` fills it, knowing its position and store timestamp; the bytes it is
     /// given are zeros.
     pub fn append(

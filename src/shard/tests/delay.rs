@@ -8,8 +8,8 @@ use ringmq_protocol::name::RMQ_SYS_SCHEDULE_TOPIC;
 use ringmq_protocol::properties::names;
 use ringmq_protocol::request::DeleteTopicRequest;
 
-/// Milliseconds of levels 1 to 4.
-const DELAYS: [i64; 4] = [1_000, 5_000, 10_000, 30_000];
+/// Milliseconds after which messages of levels 1 to 4 are due: one more than the delay, because times are rounded down.
+const DELAYS: [i64; 4] = [1_001, 5_001, 10_001, 30_001];
 
 impl Fixture {
     /// A broker that starts on the same disk, later.
@@ -66,6 +66,21 @@ impl Fixture {
         let has = |news: &&News| matches!(news, News::Log { line, .. } if line.contains(part));
         self.fx.news.iter().filter(has).count()
     }
+}
+
+/// A block stays open while the disk is busy, and what is in it has the time of its beginning. A delay must not count from before its
+/// message was sent. Found by a client that took the time.
+#[test]
+fn a_delay_counts_from_the_send_and_not_from_when_its_block_was_opened() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"opens a block");
+    f.tick(40);
+    f.send("T", 0, "DELAY\x011\x02", b"later");
+    f.settle();
+    f.turn(DELAYS[0] - 1);
+    assert_eq!(f.bodies("T"), ["opens a block"]);
+    f.turn(1);
+    assert_eq!(f.bodies("T"), ["opens a block", "later"]);
 }
 
 #[test]

@@ -10,9 +10,9 @@ use ringmq_protocol::request::{
 
 const RETRY: &str = "%RETRY%g";
 const DEAD: &str = "%DLQ%g";
-/// Milliseconds of level 3, the first of a retry, and of level 4.
-const FIRST_RETRY_MS: i64 = 10_000;
-const SECOND_RETRY_MS: i64 = 30_000;
+/// Milliseconds after which messages of level 3, the first of a retry, and of level 4 are due: see the tests of delays.
+const FIRST_RETRY_MS: i64 = 10_001;
+const SECOND_RETRY_MS: i64 = 30_001;
 
 impl Fixture {
     fn back(&mut self, message: &MessageExt, level: i32, max: Option<i32>) -> Opaque {
@@ -123,7 +123,7 @@ fn the_consumer_may_name_the_level_or_give_up_at_once() {
     let (second, dead) = (f.back(&message, 2, None), f.back(&message, -1, None));
     f.settle();
     assert_eq!((f.code(second), f.code(dead)), (0, 0));
-    f.turn(5_000);
+    f.turn(5_001);
     assert_eq!((f.only(RETRY).reconsume_times, f.only(DEAD).reconsume_times), (1, 1));
 }
 
@@ -176,7 +176,7 @@ fn old_messages_are_read_before_they_are_stored_again() {
     f.settle();
     assert_eq!(f.code(back), 0);
     // A crash before it is due.
-    let mut f = f.restart_later(1_000);
+    let mut f = f.restart_later(1_001);
     f.turn(0);
     assert_eq!(f.only(RETRY).message.body, "work");
     // One that fails is said so; nothing is stored.
@@ -202,7 +202,7 @@ fn a_group_may_be_deleted_while_its_message_is_read() {
     f.read_all();
     f.settle();
     assert_eq!(f.code(back), 0);
-    f.turn(1_000);
+    f.turn(1_001);
     assert_eq!(f.only(RETRY).message.body, "work");
 }
 
@@ -230,7 +230,7 @@ fn a_consumer_that_publishes_a_retry_itself_is_held_to_the_same_number() {
         let sent = f.request(RequestCode::SEND_MESSAGE, &request, format!("{times}").as_bytes());
         f.settle();
         assert_eq!(f.code(sent), 0);
-        f.turn(1_000);
+        f.turn(1_001);
     };
     republish(&mut f, 2, Some(2));
     assert_eq!((f.bodies(RETRY), f.shard.topics.get(DEAD).is_some()), (vec!["2".to_owned()], false));
