@@ -29,7 +29,7 @@ use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::types::{PhysicalOffset, QueueOffset};
 use ringmq_storage::block::{BLOCK_ALIGN, BlockError, BlockHeader};
-use ringmq_storage::{BlockSpan, Missing, Record, SegmentBase, records};
+use ringmq_storage::{BlockSpan, Entry, Missing, Record, SegmentBase, records};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -38,7 +38,7 @@ use std::rc::Rc;
 pub(super) struct LogRange {
     pub(super) position: PhysicalOffset,
     pub(super) len: u32,
-    /// Where the block begins.
+    /// Where the block begins. Nobody asks that of what is in the tail, where the block may be open still, in async mode.
     pub(super) block: PhysicalOffset,
     /// Of the first message.
     pub(super) offset: QueueOffset,
@@ -279,6 +279,19 @@ impl ColdReads {
 }
 
 impl Shard {
+    /// Where a message is, and whether it has to be read. Its block is known for messages of sealed segments.
+    pub(super) fn log_range(
+        &self,
+        offset: QueueOffset,
+        entry: Entry,
+        block: Option<PhysicalOffset>,
+    ) -> (LogRange, bool) {
+        let is_cold = entry.position < self.log.tail_start();
+        let in_memory = || self.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
+        let block = if is_cold { block.unwrap_or_else(in_memory) } else { PhysicalOffset(0) };
+        (LogRange { position: entry.position, len: entry.size, block, offset }, is_cold)
+    }
+
     /// How far ranges may go that are to be read together with the block at `block`.
     pub(super) fn cold_limit(&self, block: PhysicalOffset) -> PhysicalOffset {
         match self.cold.kept(block) {
@@ -318,6 +331,9 @@ impl Shard {
 
     /// Makes reads for those who wait, as many as may be under way.
     pub(super) fn read_waiting(&mut self, fx: &mut Effects) {
+        if self.cold.waiting.is_empty() {
+            return;
+        }
         let is_writing = self.log.staged_bytes() > 0;
         let reads_max = if is_writing { COLD_READS_BESIDE_WRITES_MAX } else { COLD_READS_MAX };
         while self.cold.in_flight.len() < reads_max

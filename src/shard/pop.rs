@@ -574,16 +574,8 @@ impl Shard {
         entry: Entry,
         block: Option<PhysicalOffset>,
     ) -> (LogRange, Option<Bytes>) {
-        if entry.position >= self.log.tail_start() {
-            // Its block may be open still, in async mode, and has no place then that could be read from.
-            let range =
-                LogRange { position: entry.position, len: entry.size, block: PhysicalOffset(0), offset };
-            return (range, self.log.tail(entry.position, entry.size));
-        }
-        let in_memory = || self.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
-        let block = block.unwrap_or_else(in_memory);
-        let range = LogRange { position: entry.position, len: entry.size, block, offset };
-        let bytes = self.kept_range(range);
+        let (range, is_cold) = self.log_range(offset, entry, block);
+        let bytes = if is_cold { self.kept_range(range) } else { self.log.tail(entry.position, entry.size) };
         (range, bytes)
     }
 

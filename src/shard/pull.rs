@@ -353,10 +353,7 @@ impl Found {
         shard: &Shard,
     ) -> bool {
         let len = entry.size as usize;
-        let is_cold = entry.position < shard.log.tail_start();
-        let in_memory = || shard.log.blocks().containing(entry.position).expect("indexed, not sealed").start;
-        let block = if is_cold { block.unwrap_or_else(in_memory) } else { PhysicalOffset(0) };
-        let range = LogRange { position: entry.position, len: entry.size, block, offset };
+        let (range, is_cold) = shard.log_range(offset, entry, block);
         if let Some(sql) = pull.filter.sql()
             && !is_cold
             && self.cold.is_none()
@@ -372,7 +369,7 @@ impl Found {
         }
         if self.messages == 0 {
             // The first message is always taken, whatever its size.
-            self.cold = is_cold.then(|| Cold { block, limit: shard.cold_limit(block) });
+            self.cold = is_cold.then(|| Cold { block: range.block, limit: shard.cold_limit(range.block) });
         } else {
             // What an SQL filter is still to choose from is bounded by what is read at once.
             let is_choice = is_cold && pull.filter.sql().is_some();
@@ -385,7 +382,7 @@ impl Found {
             }
         }
         match self.ranges.last_mut() {
-            Some(last) if last.end() == range.position && last.block == block => last.len += range.len,
+            Some(last) if last.end() == range.position && last.block == range.block => last.len += range.len,
             _ => self.ranges.push(range),
         }
         self.messages += 1;
