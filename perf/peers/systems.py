@@ -92,6 +92,23 @@ def run(command, **options):
     return result.stdout
 
 
+def target_directory():
+    metadata = subprocess.run(
+        ["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE
+    ).stdout
+    return Path(json.loads(metadata)["target_directory"])
+
+
+def benchmark(name, *package):
+    """The program of a benchmark of ours, built if need be."""
+    command = ["cargo", "bench", "--quiet", *package, "--bench", name, "--no-run", "--message-format=json"]
+    lines = subprocess.run(command, cwd=REPOSITORY, check=True, text=True, stdout=subprocess.PIPE).stdout
+    for message in map(json.loads, lines.splitlines()):
+        if message.get("executable") and message["target"]["name"] == name:
+            return message["executable"]
+    raise SystemExit(f"cargo names no program {name}")
+
+
 def last_words(text):
     lines = [line for line in text.splitlines() if line.strip()]
     return " / ".join(lines[-4:]) or "no output"
@@ -171,10 +188,7 @@ class Ringmq:
         needs("taskset")
         if self.plan.programs is None:
             run(["cargo", "build", "--release", "--quiet", "-p", "ringmq", "-p", "ringmq-tools"], cwd=REPOSITORY)
-            metadata = subprocess.run(
-                ["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE
-            ).stdout
-            self.plan.programs = Path(json.loads(metadata)["target_directory"], "release")
+            self.plan.programs = target_directory() / "release"
 
     def install(self):
         self.install_programs()
