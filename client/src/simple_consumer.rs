@@ -370,20 +370,12 @@ impl Inner {
         invisible_ms: i64,
     ) -> Result<Vec<Received>, ConsumeError> {
         let subscription = &target.subscription;
+        let count_max = i32::try_from(count_max).unwrap_or(i32::MAX);
         let request = PopMessageRequest {
-            consumer_group: (&*self.group).into(),
-            topic: (&*subscription.topic).into(),
-            queue_id: -1,
-            max_msg_nums: i32::try_from(count_max).unwrap_or(i32::MAX),
-            invisible_time: invisible_ms,
-            poll_time: 0,
-            // The broker's clock.
-            born_time: 0,
             init_mode: i32::from(self.from == ConsumeFrom::LastOffset),
             exp_type: Some(subscription.expression_type.as_str().into()),
             exp: Some(subscription.sub_string.as_str().into()),
-            order: false,
-            attempt_id: None,
+            ..PopMessageRequest::new(&*self.group, &*subscription.topic, count_max, invisible_ms)
         };
         let code = RequestCode::POP_MESSAGE;
         let begun = Instant::now();

@@ -170,20 +170,7 @@ pub(crate) fn pop_request(
     invisible_ms: i64,
     poll_ms: i64,
 ) -> PopMessageRequest<'static> {
-    PopMessageRequest {
-        consumer_group: group(core).into(),
-        topic: TOPIC.into(),
-        queue_id: -1,
-        max_msg_nums: max,
-        invisible_time: invisible_ms,
-        poll_time: poll_ms,
-        born_time: 0,
-        init_mode: 0,
-        exp_type: None,
-        exp: None,
-        order: false,
-        attempt_id: None,
-    }
+    PopMessageRequest { poll_time: poll_ms, ..PopMessageRequest::new(group(core), TOPIC, max, invisible_ms) }
 }
 
 /// Acknowledges most messages; of some it wants to have the time changed.

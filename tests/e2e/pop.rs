@@ -26,20 +26,7 @@ const TOPIC: &str = "Topic";
 const GROUP: &str = "poppers";
 
 fn pop(max: i32, invisible_ms: i64, poll_ms: i64) -> PopMessageRequest<'static> {
-    PopMessageRequest {
-        consumer_group: GROUP.into(),
-        topic: TOPIC.into(),
-        queue_id: -1,
-        max_msg_nums: max,
-        invisible_time: invisible_ms,
-        poll_time: poll_ms,
-        born_time: 0,
-        init_mode: 0,
-        exp_type: None,
-        exp: None,
-        order: false,
-        attempt_id: None,
-    }
+    PopMessageRequest { poll_time: poll_ms, ..PopMessageRequest::new(GROUP, TOPIC, max, invisible_ms) }
 }
 
 /// Bodies with the receipts that clients make.

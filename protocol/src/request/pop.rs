@@ -98,3 +98,28 @@ headers! {
         polling_num: i32 = "pollingNum",
     }
 }
+
+impl<'a> PopMessageRequest<'a> {
+    /// A pop of at most so many messages from all queues of a topic, from their first message on, answered at once.
+    pub fn new(
+        consumer_group: impl Into<Cow<'a, str>>,
+        topic: impl Into<Cow<'a, str>>,
+        max_msg_nums: i32,
+        invisible_ms: i64,
+    ) -> Self {
+        Self {
+            consumer_group: consumer_group.into(),
+            topic: topic.into(),
+            queue_id: -1,
+            max_msg_nums,
+            invisible_time: invisible_ms,
+            poll_time: 0,
+            born_time: 0,
+            init_mode: 0,
+            exp_type: None,
+            exp: None,
+            order: false,
+            attempt_id: None,
+        }
+    }
+}

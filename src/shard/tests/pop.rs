@@ -53,20 +53,7 @@ fn bodies(got: &[Got]) -> Vec<&str> {
 }
 
 fn pop_request(max: i32) -> PopMessageRequest<'static> {
-    PopMessageRequest {
-        consumer_group: "g".into(),
-        topic: "T".into(),
-        queue_id: -1,
-        max_msg_nums: max,
-        invisible_time: INVISIBLE_MS,
-        poll_time: 0,
-        born_time: 0,
-        init_mode: 0,
-        exp_type: None,
-        exp: None,
-        order: false,
-        attempt_id: None,
-    }
+    PopMessageRequest::new("g", "T", max, INVISIBLE_MS)
 }
 
 /// Infos of one kind by flag and queue.
