@@ -241,15 +241,20 @@ impl Ledger {
         Ok(())
     }
 
-    /// The broker said that it read this block in vain for a client, twice. Both reads were made to go wrong, or one was and
-    /// the other met a block beside it that is wrong, or this one is, or was before it was written again.
+    /// The broker said that it read this block in vain, twice. Both reads were made to go wrong, or one was and
+    /// the other met a block beside it that is wrong, or this one is, or was before it was written again. Who reads ahead knows
+    /// only that a block begins there or in the next sector.
     pub(crate) fn block_reported(&mut self, block: &Range<u64>) -> Result<(), String> {
         self.stutter_reported(block);
         self.reported.push(block.clone());
         let reads = self.stutters_of_life.iter();
         let reads: Vec<_> = reads.filter(|read| read.start < block.end && block.start < read.end).collect();
         let is_beside = reads.iter().any(|read| self.wrong.range(read.start..read.end).next().is_some());
-        if self.wrong.contains(&block.start) || reads.len() > 1 || is_beside {
+        let next_sector = block.start.next_multiple_of(SECTOR_BYTES_MAX as u64);
+        let first = self.blocks.range(block.start..=next_sector).next();
+        let is_wrong =
+            first.is_some_and(|(start, _)| self.wrong.contains(start)) || self.wrong.contains(&block.start);
+        if is_wrong || reads.len() > 1 || is_beside {
             return Ok(());
         }
         Err(format!("{block:?} is said to be damaged: nobody did anything to it"))

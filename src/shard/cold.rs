@@ -157,8 +157,6 @@ struct ColdRead {
     at: ReadAt,
     len: u32,
     is_second_try: bool,
-    /// Nobody had asked for it when it was made.
-    is_ahead: bool,
 }
 
 impl ColdRead {
@@ -196,6 +194,8 @@ pub(super) struct ColdReads {
     is_turn_of_oldest: bool,
     /// Newest last.
     kept: VecDeque<Rc<Stretch>>,
+    /// Where damage was found last: it is not read ahead again.
+    damaged: Option<PhysicalOffset>,
     segment_bytes: u64,
 }
 
@@ -344,7 +344,7 @@ impl Shard {
                 self.give_up_read(at, fx);
             } else {
                 let len = self.cold_len(at.block);
-                self.submit_cold(ColdRead { at, len, is_second_try: false, is_ahead: false }, fx);
+                self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
             }
         }
     }
@@ -354,12 +354,21 @@ impl Shard {
         let at = ReadAt { block: stretch.next, is_exact: false };
         let is_kept = self.cold.kept.iter().any(|kept| (kept.start..kept.next).contains(&at.block));
         let is_cold = at.block < self.log.tail_start();
-        if self.cold.in_flight.is_empty() && self.cold.waiting.is_empty() && is_cold && !is_kept {
+        let end = self.segment_end(stretch.start).min(self.log.durable());
+        let is_there = || at.block < end && Some(at.block) != self.cold.damaged;
+        if self.cold.in_flight.is_empty() && self.cold.waiting.is_empty() && is_cold && !is_kept && is_there()
+        {
             let len = self.cold_len(at.block);
-            if len > 0 && self.locate(at.block).0 == self.locate(stretch.start).0 {
-                self.submit_cold(ColdRead { at, len, is_second_try: false, is_ahead: true }, fx);
-            }
+            self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
         }
+    }
+
+    /// Where the last block ends of the segment around a position.
+    fn segment_end(&self, position: PhysicalOffset) -> PhysicalOffset {
+        let segment = self.locate(position).0;
+        let in_memory = self.log.blocks().segment(segment).and_then(|blocks| blocks.end());
+        let sealed = || self.sealed.headers().rev().find(|header| header.base == segment);
+        in_memory.or_else(|| sealed().map(|header| header.end.position)).unwrap_or(position)
     }
 
     /// What is wanted there is gone. Where its queue begins now is a pull's next question.
@@ -418,8 +427,6 @@ impl Shard {
         let (stretch, first) = self.check(read.at, bytes);
         match first {
             Ok(()) => {}
-            // Whoever wants what is there will ask, and be told. At the end of a segment there may be nothing.
-            Err(_) if read.is_ahead => return,
             Err(Wrong::Longer(len)) if len > read.len => {
                 return self.submit_cold(ColdRead { len, ..read }, fx);
             }
@@ -430,12 +437,15 @@ impl Shard {
                 ));
                 return self.submit_cold(ColdRead { is_second_try: true, ..read }, fx);
             }
-            Err(problem) => fx.log_error(format!(
-                "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
-                self.config.broker_name,
-                stretch.next,
-                self.damaged_bytes(&stretch)
-            )),
+            Err(problem) => {
+                self.cold.damaged = Some(read.at.block);
+                fx.log_error(format!(
+                    "{}: the block of the log at {} ({} bytes) is damaged: {problem}; its messages cannot be delivered",
+                    self.config.broker_name,
+                    stretch.next,
+                    self.damaged_bytes(&stretch)
+                ));
+            }
         }
         let stretch = Rc::new(stretch);
         if !stretch.blocks.is_empty() {
@@ -459,10 +469,7 @@ impl Shard {
             let may_be_later = !at.is_exact || !stretch.blocks.is_empty();
             if block.is_err() && may_be_later && sector > end.0 {
                 let later = self.block_at(&stretch, PhysicalOffset(sector));
-                // What was not read is not known to be empty: the next block may begin right behind the last one.
-                let gap = stretch.rest(end).get(..(sector - end.0) as usize);
-                let is_empty = || gap.is_some_and(|gap| gap.iter().all(|byte| *byte == 0));
-                if later.is_ok() || is_empty() {
+                if matches!(later, Ok(_) | Err(Wrong::Longer(_))) {
                     (block, stretch.next) = (later, PhysicalOffset(sector));
                 }
             }

@@ -75,6 +75,12 @@ impl SegmentBlocks {
         self.blocks.first().map_or(StoreTimestamp(0), |block| block.store_timestamp)
     }
 
+    /// Where the last block ends.
+    pub fn end(&self) -> Option<PhysicalOffset> {
+        let last = self.blocks.last()?;
+        Some(PhysicalOffset(self.base.0 + u64::from(last.relative_start) + u64::from(last.len)))
+    }
+
     fn find(&self, position: PhysicalOffset) -> Option<BlockEntry> {
         let relative = u32::try_from(position.0.checked_sub(self.base.0)?).ok()?;
         let index = self.blocks.partition_point(|block| block.relative_start <= relative).checked_sub(1)?;

@@ -68,6 +68,36 @@ fn what_lies_behind_is_read_before_somebody_asks() {
 }
 
 #[test]
+fn what_comes_back_wrong_is_said_though_nobody_had_asked_for_it() {
+    let mut f = old_messages(20);
+    let pull = ask(&mut f, 0);
+    serve_one(&mut f);
+    assert_eq!(first_number(&mut f, pull), Some(0));
+    let ahead = f.fx.reads.remove(0);
+    let mut bytes = f.bytes_of(&ahead).to_vec();
+    let zeros = vec![0; bytes.len()];
+    bytes[BODY / 2] ^= 1;
+    f.shard.on_read(ahead.id, Ok(bytes.into()), &mut f.fx);
+    assert_eq!(f.lines("again"), 1);
+    let again = f.fx.reads.remove(0);
+    assert_eq!((again.offset, again.len), (ahead.offset, ahead.len));
+    f.shard.on_read(again.id, Ok(zeros.into()), &mut f.fx);
+    assert_eq!(f.lines("is damaged"), 1);
+    let pull = ask(&mut f, 0);
+    assert_eq!(first_number(&mut f, pull), Some(0));
+    assert_eq!(f.fx.reads, [], "damage is not read ahead again");
+}
+
+#[test]
+fn nothing_is_read_ahead_behind_the_last_block() {
+    let mut f = old_messages(3);
+    let pull = ask(&mut f, 0);
+    serve_one(&mut f);
+    assert_eq!(first_number(&mut f, pull), Some(0));
+    assert_eq!(f.fx.reads, []);
+}
+
+#[test]
 fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
     let mut f = old_messages(100);
     let pulls: Vec<Opaque> = (0..10).map(|place| ask(&mut f, place * 10)).collect();

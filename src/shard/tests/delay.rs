@@ -61,11 +61,6 @@ impl Fixture {
         let text = |message: MessageExt| String::from_utf8(message.message.body.to_vec()).unwrap();
         self.all(topic).into_iter().map(text).collect()
     }
-
-    fn lines(&self, part: &str) -> usize {
-        let has = |news: &&News| matches!(news, News::Log { line, .. } if line.contains(part));
-        self.fx.news.iter().filter(has).count()
-    }
 }
 
 /// A block stays open while the disk is busy, and what is in it has the time of its beginning. A delay must not count from before its
