@@ -12,9 +12,17 @@ use crate::consuming::{client, next, number, send_numbers, topic, until};
 
 /// A member of group g that tells the numbers it handles.
 async fn member(client: &Client, topic: &str) -> (PushConsumer, mpsc::UnboundedReceiver<u32>) {
+    member_of(client, "g", topic).await
+}
+
+async fn member_of(
+    client: &Client,
+    group: &str,
+    topic: &str,
+) -> (PushConsumer, mpsc::UnboundedReceiver<u32>) {
     let (handled, handling) = mpsc::unbounded_channel();
     let consumer = client
-        .push_consumer("g")
+        .push_consumer(group)
         .subscribe(topic, "*")
         .consume_from(ConsumeFrom::FirstOffset)
         .persist_interval(std::time::Duration::from_millis(20))
@@ -124,6 +132,65 @@ async fn a_reset_moves_groups_that_are_online_and_those_that_are_not() {
     let (consumer, mut handling) = member(&second, "Moved").await;
     take(&mut handling, [14, 15]).await;
     consumer.shutdown().await;
+    second.shutdown().await;
+}
+
+/// How far groups are, what an operator does about it, and what a deleted group leaves: all of it over kills, and then consumers
+/// begin accordingly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_are_where_the_tool_put_them_over_kills() {
+    let mut broker = Broker::start(2);
+    let first = client(&broker).await;
+    let queues = topic(&first, "Piled", 1).await;
+    // Even numbers to the first shard, odd ones to the second.
+    send_numbers(&first, &queues, 0..10).await;
+    first.shutdown().await;
+    let lags = |broker: &Broker| {
+        ["g", "copy", "gone"].map(|group| {
+            let described = told(broker, &["group", "describe", group]);
+            let queues = described["queues"].as_array().expect("queues");
+            let of_each: u64 = queues.iter().filter_map(|queue| queue["lag"].as_u64()).sum();
+            assert_eq!(described["lag"], json!(of_each));
+            let committed = queues.iter().filter(|queue| queue["committed_offset"].is_u64()).count();
+            (committed, of_each)
+        })
+    };
+    for group in ["g", "copy", "gone"] {
+        broker.run_cli(&["group", "create", group]);
+    }
+    for group in ["g", "gone"] {
+        broker.run_cli(&["group", "reset-offset", group, "--topic", "Piled", "--to", "2"]);
+    }
+    assert_eq!(lags(&broker), [(2, 6), (0, 0), (2, 6)]);
+    broker.run_cli(&["group", "clone", "g", "copy"]);
+    broker.run_cli(&["group", "skip", "g", "--topic", "Piled", "--queue", "broker-a-1:0"]);
+    broker.run_cli(&["group", "delete", "gone", "--keep-offsets"]);
+    broker.kill9();
+    broker.restart();
+
+    let is_listed = |broker: &Broker| {
+        let listed = broker.run_cli(&["group", "list"]);
+        listed.lines().any(|line| line.starts_with("gone "))
+    };
+    assert!(!is_listed(&broker));
+    broker.run_cli(&["group", "create", "gone"]);
+    assert_eq!(lags(&broker), [(2, 3), (2, 6), (2, 6)]);
+    broker.run_cli(&["group", "skip", "g", "--topic", "Piled"]);
+    broker.run_cli(&["group", "delete", "gone"]);
+    broker.kill9();
+    broker.restart();
+
+    assert!(!is_listed(&broker));
+    broker.run_cli(&["group", "create", "gone"]);
+    assert_eq!(lags(&broker), [(2, 0), (2, 6), (0, 0)]);
+    let second = client(&broker).await;
+    send_numbers(&second, &queues, 10..12).await;
+    for (group, numbers) in [("g", 10..12), ("copy", 4..12), ("gone", 0..12)] {
+        let (consumer, mut handling) = member_of(&second, group, "Piled").await;
+        take(&mut handling, numbers).await;
+        consumer.shutdown().await;
+        assert!(handling.try_recv().is_err(), "{group} is given nothing else");
+    }
     second.shutdown().await;
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ringmq_client::{ConsumeFrom, Message};
+use ringmq_client::{ConsumeFrom, Message, Received};
 use ringmq_protocol::body::{
     BatchAck, BatchAckBody, Body, MessageRequestMode, QueryAssignmentBody, QueryAssignmentResult,
     SetMessageRequestModeBody,
@@ -114,6 +114,61 @@ fn a_kill_between_pop_and_acknowledgement_loses_nothing_and_repeats_nothing() {
     assert!(counts.values().all(|count| *count == 1), "{counts:?}");
     let rest = raw.call(RequestCode::POP_MESSAGE, &pop(32, 60_000, 0), Bytes::new());
     assert_eq!(received(&rest), []);
+}
+
+fn pop_in_order(max: i32, invisible_ms: i64, poll_ms: i64, attempt: &str) -> PopMessageRequest<'_> {
+    let request = PopMessageRequest::new(GROUP, TOPIC, max, invisible_ms);
+    let attempt_id = Some(attempt.into());
+    PopMessageRequest { queue_id: 0, order: true, attempt_id, poll_time: poll_ms, ..request }
+}
+
+/// In order mode a queue waits for what is in flight, over a kill of the broker too; the same attempt gets the same again; and
+/// what is not acknowledged comes again in its place, before what is new.
+#[test]
+fn in_order_a_queue_waits_for_what_is_in_flight_though_the_broker_is_killed() {
+    fn pop(raw: &mut Raw, request: &PopMessageRequest<'_>) -> (Vec<String>, Vec<String>) {
+        let answer = raw.call(RequestCode::POP_MESSAGE, request, Bytes::new());
+        received(&answer).into_iter().unzip()
+    }
+    let none: (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut broker = Broker::start(1);
+    let mut raw = Raw::connect(broker.address(0));
+    for number in 0..6 {
+        store(&mut raw, &send(TOPIC, 0), format!("m{number}"));
+    }
+    let (got, receipts) = pop(&mut raw, &pop_in_order(3, 60_000, 0, "lost"));
+    assert_eq!(got, ["m0", "m1", "m2"]);
+    assert!(receipts.iter().all(|receipt| Receipt::parse(receipt).unwrap().is_ordered()));
+    ack(&mut raw, &receipts[1]);
+    broker.kill9();
+    broker.restart();
+
+    // The time of these begins after the kill, so that nothing here depends on how long that took.
+    let mut raw = Raw::connect(broker.address(0));
+    assert_eq!(pop(&mut raw, &pop_in_order(3, 60_000, 0, "other")), none);
+    let invisible = Duration::from_secs(3);
+    let popped_at = Instant::now();
+    let (same, _) = pop(&mut raw, &pop_in_order(2, invisible.as_millis() as i64, 0, "lost"));
+    assert_eq!(same, ["m0", "m2"], "all but what was acknowledged");
+    broker.kill9();
+    broker.restart();
+
+    let mut raw = Raw::connect(broker.address(0));
+    let (again, receipts) = pop(&mut raw, &pop_in_order(3, 60_000, PATIENCE.as_millis() as i64, "waits"));
+    assert!(popped_at.elapsed() >= invisible, "they were still invisible");
+    assert_eq!(again, ["m0", "m2", "m3"]);
+    let (first, last) = receipts.split_last().map(|(last, first)| (first, last)).unwrap();
+    first.iter().for_each(|receipt| ack(&mut raw, receipt));
+    assert_eq!(pop(&mut raw, &pop_in_order(3, 60_000, 0, "other")), none, "m3 is in flight");
+    ack(&mut raw, last);
+    broker.kill9();
+    broker.restart();
+
+    let mut raw = Raw::connect(broker.address(0));
+    let (rest, receipts) = pop(&mut raw, &pop_in_order(32, 60_000, 0, "rest"));
+    assert_eq!(rest, ["m4", "m5"]);
+    receipts.iter().for_each(|receipt| ack(&mut raw, receipt));
+    assert_eq!(pop(&mut raw, &pop_in_order(32, 60_000, 0, "other")), none);
 }
 
 /// A waiting pop is woken; a batch of acknowledgements is durable when it is answered.
@@ -240,4 +295,61 @@ async fn the_simple_consumer_receives_everything_and_what_it_gave_back_again() {
     assert!(seen.keys().eq(expected.iter()));
     consumer.shutdown().await;
     producer.shutdown().await;
+}
+
+/// The simple consumer lives through kills of the broker: a receipt of before counts after it, what was acknowledged never comes
+/// again, and the rest does, once.
+#[tokio::test]
+async fn what_the_simple_consumer_has_in_hand_is_its_own_over_a_kill() {
+    let mut broker = Broker::start(2);
+    let client = client(&broker).await;
+    topic(&client, TOPIC, 2).await;
+    let producer = client.producer("senders").build().unwrap();
+    for number in 0..40 {
+        producer.send(Message::new(TOPIC, format!("m{number}"))).await.unwrap();
+    }
+    producer.shutdown().await;
+    let builder = client.simple_consumer(GROUP).subscribe(TOPIC, "*").consume_from(ConsumeFrom::FirstOffset);
+    let consumer = builder.wait(Duration::from_secs(1)).build().await.unwrap();
+    let body = |received: &Received| String::from_utf8(received.message.message.body.to_vec()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    // Kept in hand for long: what is done before the kill, what after it, and what is not needed and given back.
+    let mut in_hand = Vec::new();
+    while in_hand.len() < 24 {
+        assert!(Instant::now() < deadline, "only {in_hand:?}");
+        in_hand.extend(consumer.receive(8, Duration::from_secs(600)).await.unwrap());
+    }
+    let mut back = in_hand.split_off(16);
+    let later = in_hand.split_off(8);
+    let mut done: BTreeSet<String> = in_hand.iter().map(body).collect();
+    consumer.ack_all(&in_hand).await.unwrap();
+    broker.kill9();
+    broker.restart();
+
+    // The first request may find the connection closed.
+    for received in &later {
+        while let Err(error) = consumer.ack(received).await {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+        done.insert(body(received));
+    }
+    let mut expected: BTreeSet<String> = (0..40).map(|number| format!("m{number}")).collect();
+    expected.retain(|body| !done.contains(body));
+    for received in &mut back {
+        while let Err(error) = consumer.change_invisible(received, Duration::from_millis(1)).await {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+    let mut seen = BTreeMap::<String, u32>::new();
+    while seen.len() < expected.len() {
+        assert!(Instant::now() < deadline, "{seen:?}");
+        for received in consumer.receive(32, Duration::from_secs(600)).await.unwrap() {
+            *seen.entry(body(&received)).or_default() += 1;
+            consumer.ack(&received).await.unwrap();
+        }
+    }
+    assert!(seen.keys().eq(expected.iter()), "{seen:?}");
+    assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+    assert!(consumer.receive(32, Duration::from_secs(600)).await.unwrap().is_empty());
+    consumer.shutdown().await;
 }
