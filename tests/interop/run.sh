@@ -12,6 +12,7 @@ usage: run.sh NAMESRV_ADDR [Java client versions…] [options]
   --phase before|after     only the two halves of the offsets scenario; restart the broker between them
   --run-id ID              run id; `after` needs that of `before` and finds it by itself in the same clone
   --restart COMMAND        kills the broker and returns when it is back: for the scenario that wants this
+  --tool PROGRAM           the built `ringmq`: for the scenarios that need a topic as no client can make it
   --native PROGRAM         the built interop_native: for the scenario of what Java and the native client exchange
   --reference              the broker is Apache's: leave out what RingMQ promises beyond it
 Java client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
@@ -23,12 +24,12 @@ fail_usage() { echo "$1" >&2; usage >&2; exit 2; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 java_dir=$here/java go_dir=$here/go node_dir=$here/node
-versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv="" restart="" native=""
+versions=() clients="" only=all codecs="JSON ROCKETMQ" brokers="" phase="" run_id="" reference=false namesrv="" restart="" native="" tool=""
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage; exit 0 ;;
         --reference) reference=true ;;
-        --clients | --only | --codec | --brokers | --phase | --run-id | --restart | --native)
+        --clients | --only | --codec | --brokers | --phase | --run-id | --restart | --native | --tool)
             [ $# -ge 2 ] || fail_usage "$1 needs a value"
             case $1 in
                 --clients) clients=${2//,/ } ;;
@@ -46,6 +47,7 @@ while [ $# -gt 0 ]; do
                 --run-id) run_id=$2 ;;
                 --restart) restart=$2 ;;
                 --native) native=$2 ;;
+                --tool) tool=$2 ;;
             esac
             shift ;;
         -*) fail_usage "no option $1" ;;
@@ -170,6 +172,7 @@ java_options() {
     [ -z "$brokers" ] || options+=("-Dinterop.brokers=$brokers")
     [ -z "$restart" ] || options+=("-Dinterop.restart=$restart")
     [ -z "$native" ] || options+=("-Dinterop.native=$native")
+    [ -z "$tool" ] || options+=("-Dinterop.tool=$tool")
 }
 
 # The client, its header codec, and the scenarios.
@@ -205,13 +208,19 @@ run_java() {
     done
 }
 
-run_go() {
+go_suite() {
     # Where the client keeps the offsets of broadcasting consumers.
     suite "Go client $(sed -n 's/^require .*rocketmq-client-go\/v2 //p' "$go_dir/go.mod")" \
-        env "rocketmq.client.localOffsetStoreDir=$output/go-offsets" "$go_dir/target/interop" "$namesrv" "$only" "$run_id"
+        env "rocketmq.client.localOffsetStoreDir=$output/go-offsets" "INTEROP_TOOL=$tool" "INTEROP_RESTART=$restart" \
+        "$go_dir/target/interop" "$namesrv" "$1" "$run_id"
 }
 
-run_node() { suite "Node.js client" node "$node_dir/interop.js" "$namesrv" "$only" "$run_id"; }
+run_go() {
+    go_suite "$only"
+    [ "$only" != all ] || [ -z "$restart" ] || go_suite orderly_restart
+}
+
+run_node() { suite "Node.js client" env "INTEROP_TOOL=$tool" node "$node_dir/interop.js" "$namesrv" "$only" "$run_id"; }
 
 for client in $clients; do
     "build_$client"

@@ -281,9 +281,21 @@ func (w *world) settle(group, topic string, queues []*primitive.MessageQueue) {
 // missing when it started only every 30 s, and reads the queues of a new one up to 20 s later.
 func (w *world) retryReady(group, topic string) {
 	first := w.pushInto(&inbox{}, group, topic, "*")
-	tool := w.admin()
-	until(func() bool { return len(w.queues(tool, "%RETRY%"+group)) == len(w.places) })
+	w.awaitOnAll("%RETRY%"+group, topic)
 	must(first.Shutdown(), "a shutdown")
+}
+
+// awaitOnAll waits until all brokers have a topic, like all have another one already. To look for its route will not do: the client
+// keeps the first one that it is told, though it may be that of one broker only.
+func (w *world) awaitOnAll(topic, known string) {
+	asks := w.puller(w.name("asks-for-"+topic[1:4]), known)
+	for broker := range w.places {
+		until(func() bool {
+			// Far behind the end: this is answered at once.
+			_, err := asks.PullFrom(context.Background(), &primitive.MessageQueue{Topic: topic, BrokerName: broker}, 1<<40, 1)
+			return err == nil
+		})
+	}
 }
 
 // What is refused comes again, later, with a count, as if from its own topic.
@@ -335,6 +347,44 @@ func retry(w *world) {
 	w.check("each_as_often_as_refused", good, tries)
 	w.check("not_before_its_delay", !early, times)
 	w.check("with_its_own_topic_tag_and_body", len(wrong) == 0, wrong)
+}
+
+// What is refused each time becomes a dead letter when it has been retried as often as it may.
+func dlq(w *world) {
+	topic, group := w.name("t"), w.name("g")
+	queues := w.createTopic(topic, 2)
+	w.retryReady(group, topic)
+	in := &inbox{}
+	handle := func(ctx context.Context, batch ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+		in.add(batch)
+		if concurrent, ok := primitive.GetConcurrentlyCtx(ctx); ok {
+			concurrent.DelayLevelWhenNextConsume = 1
+		}
+		return consumer.ConsumeRetryLater, nil
+	}
+	w.push(group, topic, byTags("*"), handle, consumer.WithMaxReconsumeTimes(2))
+	keys := w.sendTo(queues, "T", "k", 8)
+	var others []string
+	until(func() bool {
+		others = slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return in.counts()[k] == 3 })
+		return len(others) == 0
+	})
+	dead := "%DLQ%" + group
+	w.awaitOnAll(dead, topic)
+	letters := &inbox{}
+	w.pushInto(letters, w.name("undertaker"), dead, "*")
+	w.check("all_are_dead", letters.await(keys), letters.lacks(keys))
+	w.close()
+	w.check("each_once", letters.difference(keys) == "", letters.difference(keys))
+	w.check("consumed_three_times", len(others) == 0 && len(in.all()) == 3*len(keys), in.counts())
+	var wrong []string
+	for _, a := range letters.all() {
+		m := a.message
+		if m.ReconsumeTimes != 3 || string(m.Body) != "body of "+a.key || m.GetTags() != "T" || m.GetProperty("RETRY_TOPIC") != topic {
+			wrong = append(wrong, m.String())
+		}
+	}
+	w.check("what_they_were", len(wrong) == 0, wrong)
 }
 
 func delay(w *world) {
@@ -394,6 +444,85 @@ func consumeFrom(w *world) {
 		w.pushInto(in, w.name(rule), topic, "*", option)
 		in.await(after)
 		w.check(rule+".known_group_goes_on", in.difference(after) == "", in.difference(after))
+	}
+}
+
+// How long the messages of a topic live that loses its beginning: longer than the client takes to begin (it sleeps 10 s when its first
+// pull was of what is gone, and looks for its queues every 20 s).
+const age = 40 * time.Second
+
+// A topic that has lost its beginning: there a new group begins as it asks, with the first message that is left, behind the
+// last one, or with the first one since a time; and goes on from there without a gap.
+func consumeFromAged(w *world) {
+	topic := w.name("t")
+	queues := w.createTopicWithRetention(topic, age.String())
+	begins := func() []int64 { first, _ := w.bounds(queues); return first }
+	ends := func() []int64 { _, behind := w.bounds(queues); return behind }
+	w.sendTo(queues, "T", "lost-", 20)
+	lost := ends()
+	w.check("topic_loses_its_beginning", within(2*age, func() bool { return slices.Equal(begins(), lost) }), lost)
+	w.sendTo(queues, "T", "left-", 20)
+	// A consumer's time is in whole seconds, and the broker's clock is not quite this one.
+	moment := time.Now().Truncate(time.Second).Add(2 * time.Second)
+	until(func() bool { return time.Since(moment) > time.Second })
+	since := ends()
+	w.sendTo(queues, "T", "since-", 20)
+
+	firstLeft, present := begins(), ends()
+	rules := map[string][]consumer.Option{
+		"first": {consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset)},
+		"last":  {consumer.WithConsumeFromWhere(consumer.ConsumeFromLastOffset)},
+		// The client reads it as a time of UTC.
+		"timestamp": {consumer.WithConsumeFromWhere(consumer.ConsumeFromTimestamp), consumer.WithConsumeTimestamp(moment.UTC().Format("20060102150405"))},
+	}
+	inboxes := map[string]*inbox{}
+	for rule, options := range rules {
+		inboxes[rule] = &inbox{}
+		w.pushInto(inboxes[rule], w.name(rule), topic, "*", options...)
+	}
+	next := time.Now()
+	until(func() bool {
+		if time.Now().After(next) {
+			w.sendFence(queues, "T", next.String())
+			next = next.Add(time.Second)
+		}
+		for _, in := range inboxes {
+			if len(in.offsets()) < len(queues) {
+				return false
+			}
+		}
+		return true
+	})
+	firstLeftLater := begins()
+	last := w.sendFence(queues, "T", "end")
+	for _, in := range inboxes {
+		in.await(last)
+	}
+	presentLater := ends()
+	w.close()
+	for rule, in := range inboxes {
+		var wrong, gaps []string
+		for i, queue := range queues {
+			given := in.offsets()[queueName(queue)]
+			slices.Sort(given)
+			// Where it had to begin, if it was slow: messages go on going.
+			var from, to int64
+			switch rule {
+			case "first":
+				from, to = firstLeft[i], firstLeftLater[i]
+			case "last":
+				from, to = present[i], presentLater[i]
+			case "timestamp":
+				from, to = max(since[i], firstLeft[i]), max(since[i], firstLeftLater[i])
+			}
+			if len(given) == 0 || given[0] < from || given[0] > to {
+				wrong = append(wrong, fmt.Sprintf("%s: %v, not from %d to %d on", queueName(queue), given, from, to))
+			} else if int64(len(given)) != presentLater[i]-given[0] || given[len(given)-1] != presentLater[i]-1 || len(slices.Compact(given)) != len(given) {
+				gaps = append(gaps, fmt.Sprintf("%s: %v", queueName(queue), given))
+			}
+		}
+		w.check(rule+".begins_there", len(wrong) == 0, wrong)
+		w.check(rule+".goes_on_without_a_gap", len(gaps) == 0, gaps)
 	}
 }
 

@@ -27,8 +27,10 @@ const atOnce = 6
 type scenario struct {
 	name string
 	run  func(*world)
-	// Runs only when named: one of two halves with a restart of the broker between them.
-	isHalf bool
+	// Runs only when named: it goes with a restart of the broker, or is what a scenario kills.
+	isApart bool
+	// The environment variable that it needs; without it the scenario is left out.
+	needs string
 	// Why it cannot pass on this broker yet; it is then named, not run. Empty: it must pass.
 	pending string
 }
@@ -50,11 +52,18 @@ var scenarios = []scenario{
 	{name: "poll", run: poll},
 	{name: "retry", run: retry},
 	{name: "orderly_suspend", run: orderlySuspend},
+	{name: "dlq", run: dlq},
 	{name: "delay", run: delay},
 	{name: "consume_from", run: consumeFrom},
+	{name: "consume_from_aged", run: consumeFromAged, needs: "INTEROP_TOOL"},
 	{name: "rebalance", run: rebalance},
-	{name: "offsets_save", run: offsetsSave, isHalf: true},
-	{name: "offsets_check", run: offsetsCheck, isHalf: true},
+	{name: "rebalance_crash", run: rebalanceCrash},
+	{name: "orderly_crash", run: orderlyCrash},
+	{name: "orderly_restart", run: orderlyRestart, isApart: true},
+	{name: "offsets_save", run: offsetsSave, isApart: true},
+	{name: "offsets_check", run: offsetsCheck, isApart: true},
+	{name: "concurrent_victim", run: concurrentVictim, isApart: true},
+	{name: "orderly_victim", run: orderlyVictim, isApart: true},
 }
 
 func main() {
@@ -72,7 +81,7 @@ func main() {
 	var chosen []scenario
 	isNamed := arguments[1] != "all"
 	for _, s := range scenarios {
-		if !isNamed && !s.isHalf {
+		if !isNamed && !s.isApart && (s.needs == "" || os.Getenv(s.needs) != "") {
 			chosen = append(chosen, s)
 		}
 	}

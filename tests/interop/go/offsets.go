@@ -50,12 +50,21 @@ func offsetsCheck(w *world) {
 
 // end gives the offset behind the last message of a queue.
 func (w *world) end(queue *primitive.MessageQueue) int64 {
+	_, ends := w.bounds([]*primitive.MessageQueue{queue})
+	return ends[0]
+}
+
+// bounds gives the offsets of the first messages of queues, and those behind the last ones.
+func (w *world) bounds(queues []*primitive.MessageQueue) (begins, ends []int64) {
 	if w.reader == nil {
-		w.reader = w.puller(w.name("reader-of-ends"), queue.Topic)
+		w.reader = w.puller(w.name("reader-of-ends"), queues[0].Topic)
 	}
-	q := *queue
-	// The client asks for an end only as part of a pull: one from the first message.
-	result, err := w.reader.PullFrom(context.Background(), &q, 0, 1)
-	must(err, "a pull")
-	return result.MaxOffset
+	for _, queue := range queues {
+		q := *queue
+		// The client asks for them only as part of a pull: one from the first message.
+		result, err := w.reader.PullFrom(context.Background(), &q, 0, 1)
+		must(err, "a pull")
+		begins, ends = append(begins, result.MinOffset), append(ends, result.MaxOffset)
+	}
+	return begins, ends
 }

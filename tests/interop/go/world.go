@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"sort"
 	"strings"
@@ -86,16 +88,32 @@ func (w *world) producerWith(options ...producer.Option) rocketmq.Producer {
 }
 
 // probe finds the brokers of the cluster: a topic made by its first message goes to all of them in turn, and the ids of
-// its messages name their addresses.
+// its messages name their addresses. A client that refreshes its route just after the first message knows only the broker that
+// this one went to, and goes on with another topic then.
 func probe(namesrv, runID string) (map[string]string, error) {
 	sender, err := newProducer(namesrv, "go-"+runID+"-probe")
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = sender.Shutdown() }()
-	places := map[string]string{}
-	for range 64 {
-		sent, err := sender.SendSync(context.Background(), primitive.NewMessage("go-"+runID+"-probe", []byte("where")))
+	tool, err := admin.NewAdmin(admin.WithResolver(primitive.NewPassthroughResolver([]string{namesrv})))
+	if err != nil {
+		return nil, err
+	}
+	queues, err := tool.FetchPublishMessageQueues(context.Background(), "TBW102")
+	if err != nil {
+		return nil, err
+	}
+	brokers, places := map[string]bool{}, map[string]string{}
+	for _, queue := range queues {
+		brokers[queue.BrokerName] = true
+	}
+	for sends := 0; len(places) < len(brokers); sends++ {
+		if sends == 640 {
+			return nil, fmt.Errorf("no message went to one of %v, but only to %v", brokers, places)
+		}
+		topic := fmt.Sprintf("go-%s-probe-%d", runID, sends/64)
+		sent, err := sender.SendSync(context.Background(), primitive.NewMessage(topic, []byte("where")))
 		if err != nil {
 			return nil, err
 		}
@@ -122,8 +140,21 @@ func (w *world) createTopic(topic string, queuesPerBroker int) []*primitive.Mess
 			admin.WithReadQueueNums(queuesPerBroker), admin.WithWriteQueueNums(queuesPerBroker))
 		must(err, "topic "+topic+" on "+broker)
 	}
+	return w.awaitQueues(topic, len(w.places)*queuesPerBroker)
+}
+
+// createTopicWithRetention makes a topic with a queue on each broker whose messages go after a time, like "45s"; that takes
+// RingMQ's own tool.
+func (w *world) createTopicWithRetention(topic, retention string) []*primitive.MessageQueue {
+	made := exec.Command(os.Getenv("INTEROP_TOOL"), "--namesrv", w.namesrv, "topic", "create", topic, "--queues", "1", "--retention", retention)
+	printed, err := made.CombinedOutput()
+	must(err, fmt.Sprintf("%v prints %s", made.Args, printed))
+	return w.awaitQueues(topic, len(w.places))
+}
+
+func (w *world) awaitQueues(topic string, wanted int) []*primitive.MessageQueue {
+	tool := w.admin()
 	var queues []*primitive.MessageQueue
-	wanted := len(w.places) * queuesPerBroker
 	if !until(func() bool { queues = w.queues(tool, topic); return len(queues) == wanted }) {
 		panic(fmt.Sprintf("the route of %s does not show %d queues but %v", topic, wanted, queues))
 	}
@@ -206,8 +237,11 @@ func byTags(expression string) consumer.MessageSelector {
 }
 
 // until asks again until the condition holds or patience is over.
-func until(holds func() bool) bool {
-	deadline := time.Now().Add(patience)
+func until(holds func() bool) bool { return within(patience, holds) }
+
+// within is for what takes longer by its nature.
+func within(most time.Duration, holds func() bool) bool {
+	deadline := time.Now().Add(most)
 	for !holds() {
 		if time.Now().After(deadline) {
 			return false
@@ -248,6 +282,15 @@ func (in *inbox) all() []arrival {
 	in.mutex.Lock()
 	defer in.mutex.Unlock()
 	return slices.Clone(in.arrivals)
+}
+
+// offsets gives those of each queue, in the order in which they arrived.
+func (in *inbox) offsets() map[string][]int64 {
+	offsets := map[string][]int64{}
+	for _, a := range in.all() {
+		offsets[a.queue] = append(offsets[a.queue], a.offset)
+	}
+	return offsets
 }
 
 func (in *inbox) counts() map[string]int {

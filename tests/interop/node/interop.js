@@ -3,6 +3,7 @@
 // One line per check; the last line counts; the exit code is 0 only when nothing failed.
 'use strict';
 
+const { execFileSync, spawn } = require('child_process');
 const fs = require('fs');
 const path = require('path');
 const { Message, Producer, Consumer } = require('ali-ons');
@@ -33,8 +34,8 @@ function check(name, holds, why = '') {
 }
 
 /** Asks again until the condition holds or patience is over. */
-async function until(holds) {
-  const deadline = Date.now() + PATIENCE_MS;
+async function until(holds, patienceMs = PATIENCE_MS) {
+  const deadline = Date.now() + patienceMs;
   while (!await holds()) {
     if (Date.now() > deadline) return false;
     await new Promise(resolve => setTimeout(resolve, 20));
@@ -103,6 +104,35 @@ class World {
     if (!isRouted) throw new Error(`${topic} is not in the route of ${brokers} brokers`);
   }
 
+  /**
+   * Makes a topic with a queue on each broker whose messages go after a time, like "40s"; that takes RingMQ's own tool. The
+   * addresses of the brokers.
+   */
+  async createTopicWithRetention(topic, retention) {
+    execFileSync(process.env.INTEROP_TOOL, [ '--namesrv', this.namesrv, 'topic', 'create', topic, '--queues', '1', '--retention', retention ]);
+    const { brokerDatas } = await (await this.producer())._mqClient.getTopicRouteInfoFromNameServer('TBW102', 3000);
+    await this.routed(topic, brokerDatas.length);
+    return brokerDatas.map(({ brokerAddrs }) => brokerAddrs['0']);
+  }
+
+  /** First and last-plus-one offset of the first queue of a topic by the brokers' addresses, or nothing while one does not have it. */
+  async bounds(topic) {
+    const client = (await this.producer())._mqClient;
+    const { brokerDatas } = await client.getTopicRouteInfoFromNameServer('TBW102', 3000);
+    const bounds = {};
+    for (const { brokerAddrs } of brokerDatas) {
+      // Far behind the end: this is answered at once, with both.
+      const header = { consumerGroup: this.name('bounds'), topic, queueId: 0, queueOffset: 2 ** 40, maxMsgNums: 1, sysFlag: 4, commitOffset: 0, suspendTimeoutMillis: 0, subscription: '*', subVersion: 0 };
+      try {
+        const { minOffset, maxOffset } = await client.pullMessage(brokerAddrs['0'], header, 3000);
+        bounds[brokerAddrs['0']] = { begin: minOffset, end: maxOffset };
+      } catch (error) {
+        return undefined;
+      }
+    }
+    return bounds;
+  }
+
   async send(topic, tag, key, change = () => {}) {
     const message = new Message(topic, tag, `body of ${key}`);
     message.keys = [ key ];
@@ -161,6 +191,12 @@ class Inbox {
   add(message) {
     const { topic, queueId, queueOffset, storeHost, reconsumeTimes, tags, body, msgId } = message;
     this.arrivals.push({ key: message.keys, topic, queueId, queueOffset, storeHost, reconsumeTimes, tags, body, msgId, at: Date.now() });
+  }
+  /** Queue offsets by the addresses of the brokers. */
+  offsets() {
+    const offsets = {};
+    for (const { storeHost, queueOffset } of this.arrivals) (offsets[storeHost] = offsets[storeHost] || []).push(queueOffset);
+    return offsets;
   }
   counts() {
     const counts = {};
@@ -311,6 +347,28 @@ async function retry(world) {
   world.check('not_before_its_delay', early.length === 0, early);
 }
 
+/** What is refused each time becomes a dead letter when it has been retried as often as it may. */
+async function dlq(world) {
+  const topic = world.name('t'), group = world.name('g'), dead = `%DLQ%${group}`;
+  await world.createTopic(topic, 2);
+  const inbox = new Inbox(), letters = new Inbox();
+  await world.push(group, topic, '*', message => {
+    inbox.add(message);
+    throw new Error('never');
+  }, { maxReconsumeTimes: 1 });
+  const keys = await world.sendMany(topic, 'T', 'k', 8);
+  await until(() => world.bounds(dead));
+  await world.pushInto(letters, world.name('undertaker'), dead, '*');
+  world.check('all_are_dead', await letters.await(keys), letters.lacks(keys));
+  await world.close();
+  world.check('each_once', letters.difference(keys) === '', letters.difference(keys));
+  const tries = Object.values(inbox.counts());
+  world.check('consumed_twice', tries.length === keys.length && tries.every(count => count === 2), inbox.counts());
+  // The client gives a retried message its own topic back.
+  const wrong = letters.arrivals.filter(letter => letter.reconsumeTimes !== 2 || letter.tags !== 'T' || String(letter.body) !== `body of ${letter.key}`);
+  world.check('what_they_were', wrong.length === 0, wrong);
+}
+
 async function delay(world) {
   const topic = world.name('t');
   await world.createTopic(topic, 2);
@@ -353,6 +411,69 @@ async function consumeFrom(world) {
   }
 }
 
+const AGE_MS = 20_000;
+
+/**
+ * A topic that has lost its beginning: there a new group begins as it asks, with the first message that is left, behind the last
+ * one, or with the first one since a time; and goes on from there without a gap.
+ */
+async function consumeFromAged(world) {
+  const topic = world.name('t');
+  const brokers = await world.createTopicWithRetention(topic, `${AGE_MS / 1000}s`);
+  await world.sendMany(topic, 'T', 'lost-', 20);
+  const lost = await world.bounds(topic);
+  let now;
+  const isAged = await until(async () => {
+    now = await world.bounds(topic);
+    return brokers.every(broker => now[broker].begin === lost[broker].end);
+  });
+  world.check('topic_loses_its_beginning', isAged, { lost, now });
+  await world.sendMany(topic, 'T', 'left-', 20);
+  // A consumer's time is in whole seconds, and the broker's clock is not quite this one.
+  const moment = new Date(Math.floor(Date.now() / 1000 + 2) * 1000);
+  await until(() => Date.now() > moment.getTime() + 1000);
+  const since = await world.bounds(topic);
+  await world.sendMany(topic, 'T', 'since-', 20);
+
+  const before = await world.bounds(topic);
+  const two = number => String(number).padStart(2, '0');
+  const consumeTimestamp = moment.getFullYear() + [ moment.getMonth() + 1, moment.getDate(), moment.getHours(), moment.getMinutes(), moment.getSeconds() ].map(two).join('');
+  const inboxes = {};
+  for (const consumeFromWhere of [ 'CONSUME_FROM_FIRST_OFFSET', 'CONSUME_FROM_LAST_OFFSET', 'CONSUME_FROM_TIMESTAMP' ]) {
+    inboxes[consumeFromWhere] = new Inbox();
+    await world.pushInto(inboxes[consumeFromWhere], world.name(consumeFromWhere), topic, '*', { consumeFromWhere, consumeTimestamp });
+  }
+  let next = Date.now();
+  await until(async () => {
+    if (Date.now() >= next) {
+      await world.sendMany(topic, 'T', `at-${next}-`, brokers.length);
+      next += 1000;
+    }
+    return Object.values(inboxes).every(inbox => Object.keys(inbox.offsets()).length === brokers.length);
+  });
+  const later = await world.bounds(topic);
+  const last = await world.sendMany(topic, 'T', 'end-', 4 * brokers.length);
+  for (const inbox of Object.values(inboxes)) await inbox.await(last);
+  const ends = await world.bounds(topic);
+  await world.close();
+  for (const [ rule, inbox ] of Object.entries(inboxes)) {
+    const wrong = [], gaps = [];
+    for (const broker of brokers) {
+      const given = (inbox.offsets()[broker] || []).sort((a, b) => a - b);
+      // Where it had to begin, if it was slow: messages go on going.
+      const [ from, to ] = {
+        CONSUME_FROM_FIRST_OFFSET: [ before[broker].begin, later[broker].begin ],
+        CONSUME_FROM_LAST_OFFSET: [ before[broker].end, ends[broker].end ],
+        CONSUME_FROM_TIMESTAMP: [ before, later ].map(bounds => Math.max(since[broker].end, bounds[broker].begin)),
+      }[rule];
+      if (!(given[0] >= from && given[0] <= to)) wrong.push(`${broker}: ${given}, not from ${from} to ${to} on`);
+      else if (given.length !== ends[broker].end - given[0] || given.some((offset, i) => offset !== given[0] + i)) gaps.push(`${broker}: ${given}`);
+    }
+    world.check(`${rule}.begins_there`, wrong.length === 0, wrong);
+    world.check(`${rule}.goes_on_without_a_gap`, gaps.length === 0, gaps);
+  }
+}
+
 /** A second consumer joins and leaves: the queues are split, and come back. What each owns shows in what it is given. */
 async function rebalance(world) {
   const topic = world.name('t'), group = world.name('g');
@@ -375,6 +496,52 @@ async function rebalance(world) {
   const both = new Inbox();
   both.arrivals = first.arrivals.concat(second.arrivals);
   world.check('nothing_lost', both.lacks(keys).length === 0, both.lacks(keys));
+}
+
+/** A member of a group is killed: its queues go to the other one, with what it had begun. */
+async function rebalanceCrash(world) {
+  const topic = world.name('t');
+  const queues = await world.createTopic(topic, 4);
+  const inbox = new Inbox(), keys = [];
+  await world.pushInto(inbox, world.name('g'), topic, '*');
+  // A process of this program that is told its group and topic; it prints what it is given, and ends when its input does.
+  const victim = spawn(process.execPath, [ __filename, world.namesrv, 'crash_victim', world.runId ], { stdio: [ 'pipe', 'pipe', 'inherit' ] });
+  const ended = new Promise(resolve => victim.once('close', resolve));
+  let printed = '';
+  victim.stdout.on('data', data => { printed += data; });
+  const kill = async () => {
+    victim.kill('SIGKILL');
+    await ended;
+  };
+  world.closers.push(kill);
+  const given = () => new Set(printed.split('\n').map(text => text.split(' ')).filter(([ what ]) => what === 'GIVEN').map(([ , key ]) => key));
+  const reaches = wanted => until(async () => {
+    const round = await world.sendMany(topic, 'T', `round-${keys.length}-`, queues);
+    keys.push(...round);
+    await until(() => round.every(key => given().has(key) || !inbox.lacks([ key ]).length));
+    return round.length - inbox.lacks(round).length === wanted;
+  });
+  world.check('each_gets_half', await reaches(queues / 2), inbox.counts());
+  const open = await world.sendMany(topic, 'T', 'open-', queues);
+  // The client goes from queue to queue, and stops at the first one whose message it does not come to an end with.
+  const begun = () => [ open.filter(key => given().has(key)).length, open.length - inbox.lacks(open).length ];
+  world.check('each_has_begun', await until(() => String(begun()) === String([ 1, queues / 2 ])), begun());
+  await kill();
+  world.check('what_it_had_begun_comes_again', await inbox.await(open), inbox.lacks(open));
+  world.check('alone_again_gets_all', await reaches(queues), inbox.counts());
+  const lost = inbox.lacks(keys).filter(key => !given().has(key));
+  world.check('nothing_lost', lost.length === 0, lost);
+}
+
+/** What is killed: it never comes to an end with a message that is to stay open. */
+async function crashVictim(world) {
+  const name = suffix => `node-${world.runId}-rebalance_crash-${suffix}`;
+  await world.push(name('g'), name('t'), '*', async message => {
+    line(`GIVEN ${message.keys}`);
+    if (message.keys.startsWith('open-')) await new Promise(() => {});
+  });
+  process.stdin.resume();
+  await new Promise(resolve => process.stdin.once('close', resolve));
 }
 
 /**
@@ -409,7 +576,8 @@ async function offsetsCheck(world) {
   world.check('the_rest_arrives_once', inbox.difference(second.concat(third)) === '', inbox.difference(second.concat(third)));
 }
 
-// The one table of what is covered. `pending`: why it cannot pass on this broker yet; it is then named, not run.
+// The one table of what is covered. `pending`: why it cannot pass on this broker yet; it is then named, not run. `isApart`: runs only
+// when named. `needs`: the environment variable without which it is left out.
 const SCENARIOS = {
   send: { run: send },
   bodies: { run: bodies },
@@ -418,11 +586,15 @@ const SCENARIOS = {
   push_sql: { run: pushSql },
   push_broadcast: { run: pushBroadcast },
   retry: { run: retry },
+  dlq: { run: dlq },
   delay: { run: delay },
   consume_from: { run: consumeFrom },
+  consume_from_aged: { run: consumeFromAged, needs: 'INTEROP_TOOL' },
   rebalance: { run: rebalance },
-  offsets_save: { run: offsetsSave, isHalf: true },
-  offsets_check: { run: offsetsCheck, isHalf: true },
+  rebalance_crash: { run: rebalanceCrash },
+  offsets_save: { run: offsetsSave, isApart: true },
+  offsets_check: { run: offsetsCheck, isApart: true },
+  crash_victim: { run: crashVictim, isApart: true },
 };
 
 function summary() {
@@ -451,7 +623,7 @@ async function main([ namesrv, which, runId = Date.now().toString(36), ...rest ]
     Object.keys(SCENARIOS).forEach(name => console.log(name));
     return;
   }
-  const names = which === 'all' ? Object.keys(SCENARIOS).filter(name => !SCENARIOS[name].isHalf) : (which || '').split(',');
+  const names = which === 'all' ? Object.keys(SCENARIOS).filter(name => !SCENARIOS[name].isApart && (!SCENARIOS[name].needs || process.env[SCENARIOS[name].needs])) : (which || '').split(',');
   const unknown = names.find(name => !SCENARIOS[name]);
   if (!which || rest.length || unknown !== undefined) {
     console.error(unknown ? `no scenario ${unknown}; --list names them` : 'usage: NAMESRV_ADDR SCENARIO[,SCENARIO…]|all [RUN_ID]   or   --list');

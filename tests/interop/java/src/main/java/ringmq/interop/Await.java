@@ -17,7 +17,12 @@ final class Await {
 
     /** Asks again until the condition holds or time is up. A condition that throws does not hold yet. */
     static boolean until(Condition condition) {
-        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(SECONDS);
+        return until(SECONDS, condition);
+    }
+
+    /** The same, for what takes longer by its nature. */
+    static boolean until(long seconds, Condition condition) {
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(seconds);
         while (true) {
             try {
                 if (condition.holds()) {
@@ -25,7 +30,7 @@ final class Await {
                 }
             } catch (Exception notYet) {
                 if (System.nanoTime() > deadline) {
-                    throw new IllegalStateException("still failing after " + SECONDS + " s: " + notYet, notYet);
+                    throw new IllegalStateException("still failing after " + seconds + " s: " + notYet, notYet);
                 }
             }
             if (System.nanoTime() > deadline) {

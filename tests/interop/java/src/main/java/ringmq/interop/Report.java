@@ -1,26 +1,37 @@
 package ringmq.interop;
 
+import java.io.PrintStream;
 import java.util.Arrays;
 import java.util.Objects;
 
 /** Counts checks and prints one line for each. Safe to use from client threads. */
 final class Report {
+    private final PrintStream out;
     private int passed;
     private int failed;
 
+    Report(PrintStream out) {
+        this.out = out;
+    }
+
     synchronized void pass(String name) {
         passed++;
-        System.out.println("PASS " + name);
+        out.println("PASS " + name);
     }
 
     synchronized void fail(String name, String why) {
         failed++;
-        System.out.println("FAIL " + name + ": " + why.replace('\n', ' '));
+        out.println("FAIL " + name + ": " + why.replace('\n', ' '));
+    }
+
+    /** A line for the process that has started this one. */
+    synchronized void tell(String line) {
+        out.println(line);
     }
 
     /** A line for the reader of the output; counted neither way. */
     synchronized void note(String text) {
-        System.out.println("# " + text);
+        out.println("# " + text);
     }
 
     void check(String name, boolean holds, String why) {
@@ -42,8 +53,8 @@ final class Report {
     }
 
     synchronized boolean summary() {
-        System.out.println(passed + " passed, " + failed + " failed");
-        System.out.flush();
+        out.println(passed + " passed, " + failed + " failed");
+        out.flush();
         return failed == 0;
     }
 

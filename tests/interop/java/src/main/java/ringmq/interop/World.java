@@ -98,11 +98,26 @@ final class World implements AutoCloseable {
         } else {
             three.invoke(producer(), DEFAULT_TOPIC, topic, queuesPerBroker);
         }
-        int wanted = brokers * queuesPerBroker;
+        return awaitQueues(topic, brokers * queuesPerBroker);
+    }
+
+    private List<MessageQueue> awaitQueues(String topic, int wanted) throws Exception {
         if (!Await.until(() -> producer().fetchPublishMessageQueues(topic).size() == wanted)) {
             throw new IllegalStateException("the route of " + topic + " does not show " + wanted + " queues");
         }
         return queues(topic);
+    }
+
+    /** Makes a topic with a queue on every broker whose messages go after a time, like {@code 45s}; that takes RingMQ's own tool. */
+    List<MessageQueue> createTopicWithRetention(String topic, String retention) throws Exception {
+        List<String> command = List.of(System.getProperty("interop.tool"), "--namesrv", namesrv,
+            "topic", "create", topic, "--queues", "1", "--retention", retention);
+        Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
+        String printed = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        if (process.waitFor() != 0) {
+            throw new IllegalStateException(command + ": " + printed);
+        }
+        return awaitQueues(topic, brokers().size());
     }
 
     List<MessageQueue> queues(String topic) throws Exception {
