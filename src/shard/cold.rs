@@ -11,6 +11,8 @@
 //!     order, and a durable send must not wait behind megabytes that somebody else catches up with. Of those that wait,
 //!     who waits longest and who is farthest back take turns: those behind come up with the others and share their reads,
 //!     and nobody waits for ever.
+//! C6  While messages are being sent, old ones come in small pieces: reads and answers are shorter, and a turn gives
+//!     one answer out of what was read. Who sends waits for the rest of a turn, and for the read that the disk is at.
 
 use super::Shard;
 use super::delay::DelayLevel;
@@ -18,8 +20,9 @@ use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{
-    COLD_CACHE_COUNT, COLD_READ_BYTES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
-    SQL_WORK_MAX,
+    COLD_BESIDE_WRITES_MS, COLD_CACHE_COUNT, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
+    COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
+    PULL_BYTES_MAX, SQL_WORK_MAX,
 };
 use super::pop::{Pop, PopRead, Revive};
 use super::pull::Chosen;
@@ -190,6 +193,10 @@ pub(super) struct ColdReads {
     /// The same, oldest first.
     by_age: BTreeMap<Ticket, ReadAt>,
     next_ticket: Ticket,
+    /// C6: pulls that a later turn answers from these.
+    ready: VecDeque<(Purpose, Rc<Stretch>)>,
+    /// When the log was last seen being written.
+    wrote_at_ms: Option<i64>,
     /// The next read is for who waits longest.
     is_turn_of_oldest: bool,
     /// Newest last.
@@ -215,6 +222,11 @@ impl ColdReads {
             self.kept.pop_front();
         }
         self.kept.push_back(stretch);
+    }
+
+    /// True if the next turn has something to do for those who wait.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// True while a read of the segment is under way.
@@ -307,7 +319,8 @@ impl Shard {
         let left = in_segment.min(self.log.durable().0.saturating_sub(segment.0 + offset));
         // Where blocks are long, half of one is of no use.
         let lately = self.cold.kept.back().and_then(|stretch| stretch.blocks.first());
-        let wanted = lately.map_or(COLD_READ_BYTES, |block| COLD_READ_BYTES.max(block.len));
+        let piece = if self.is_beside_writes() { COLD_READ_BYTES_BESIDE_WRITES } else { COLD_READ_BYTES };
+        let wanted = lately.map_or(piece, |block| piece.max(block.len));
         left.min(u64::from(wanted)) as u32
     }
 
@@ -318,7 +331,7 @@ impl Shard {
 
     fn read_stretch(&mut self, at: ReadAt, purpose: Purpose, fx: &mut Effects) {
         if let Some(stretch) = self.cold.kept(at.block).cloned() {
-            return self.on_stretch(purpose, &stretch, fx);
+            return self.serve(purpose, &stretch, fx);
         }
         if self.cold.waiting.len() >= COLD_WAITING_MAX {
             let remark =
@@ -331,11 +344,10 @@ impl Shard {
 
     /// Makes reads for those who wait, as many as may be under way.
     pub(super) fn read_waiting(&mut self, fx: &mut Effects) {
-        if self.cold.waiting.is_empty() {
+        if self.cold.waiting.is_empty() || !self.cold.ready.is_empty() {
             return;
         }
-        let is_writing = self.log.staged_bytes() > 0;
-        let reads_max = if is_writing { COLD_READS_BESIDE_WRITES_MAX } else { COLD_READS_MAX };
+        let reads_max = if self.is_beside_writes() { COLD_READS_BESIDE_WRITES_MAX } else { COLD_READS_MAX };
         while self.cold.in_flight.len() < reads_max
             && let Some(at) = self.cold.next_to_read()
         {
@@ -346,6 +358,39 @@ impl Shard {
                 let len = self.cold_len(at.block);
                 self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
             }
+        }
+    }
+
+    /// C6: messages are being sent, as far as the last few milliseconds tell.
+    fn is_beside_writes(&self) -> bool {
+        let is_lately = |at: i64| self.now.monotonic_ms - at < COLD_BESIDE_WRITES_MS;
+        self.log.staged_bytes() > 0 || self.cold.wrote_at_ms.is_some_and(is_lately)
+    }
+
+    /// Bytes after which an answer with old messages takes no further one.
+    pub(super) fn cold_pull_bytes(&self) -> usize {
+        if self.is_beside_writes() { COLD_PULL_BYTES_BESIDE_WRITES } else { PULL_BYTES_MAX }
+    }
+
+    /// Goes on with a purpose now, or with a pull when its turn has come (C6).
+    fn serve(&mut self, purpose: Purpose, stretch: &Rc<Stretch>, fx: &mut Effects) {
+        match purpose {
+            Purpose::Pull { .. } if self.is_beside_writes() => {
+                self.cold.ready.push_back((purpose, stretch.clone()));
+            }
+            _ => self.on_stretch(purpose, stretch, fx),
+        }
+    }
+
+    /// Once a turn.
+    pub(super) fn serve_ready(&mut self, fx: &mut Effects) {
+        if self.log.staged_bytes() > 0 {
+            self.cold.wrote_at_ms = Some(self.now.monotonic_ms);
+        }
+        let count = if self.is_beside_writes() { 1 } else { self.cold.ready.len() };
+        for _ in 0..count {
+            let Some((purpose, stretch)) = self.cold.ready.pop_front() else { break };
+            self.on_stretch(purpose, &stretch, fx);
         }
     }
 
@@ -454,7 +499,7 @@ impl Shard {
         let mut served = self.cold.take_all_at(read.at);
         served.append(&mut self.cold.take_all_in(&stretch));
         for purpose in served {
-            self.on_stretch(purpose, &stretch, fx);
+            self.serve(purpose, &stretch, fx);
         }
     }
 

@@ -20,6 +20,13 @@ pub const COLD_CACHE_COUNT: usize = 16;
 pub const COLD_READS_MAX: usize = 4;
 /// The same while the log is being written.
 pub const COLD_READS_BESIDE_WRITES_MAX: usize = 1;
+/// Messages are being sent if the log was written less than this ago: then old ones are read and given in small pieces, each of
+/// which takes the shard some ten microseconds.
+pub const COLD_BESIDE_WRITES_MS: i64 = 20;
+/// `COLD_READ_BYTES` beside sends.
+pub const COLD_READ_BYTES_BESIDE_WRITES: u32 = 128 << 10;
+/// `PULL_BYTES_MAX` for old messages beside sends.
+pub const COLD_PULL_BYTES_BESIDE_WRITES: usize = 64 << 10;
 /// Pulls and look-ups that may wait for their turn to read.
 pub const COLD_WAITING_MAX: usize = 100_000;
 /// Pages of sealed indexes kept in memory, 4 KiB each.

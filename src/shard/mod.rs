@@ -312,6 +312,7 @@ impl Shard {
     /// Once a turn: what is due by now.
     pub fn on_tick(&mut self, fx: &mut Effects) {
         self.answer_holds(fx);
+        self.serve_ready(fx);
         self.read_waiting(fx);
         self.expire_flights(fx);
         self.expire_pop_holds(fx);
@@ -350,7 +351,9 @@ impl Shard {
         let hold = self.holds.next_deadline_ms(self.now.monotonic_ms);
         let question = self.relay.next_deadline_ms();
         let popped = self.next_flight_ms().into_iter().chain(self.pops.holds.next_deadline_ms()).min();
-        [hold, popped, self.flush_offsets_at_ms, scan, checkpoint, due, question].into_iter().flatten().min()
+        let ready = self.cold.has_ready().then_some(self.now.monotonic_ms);
+        let all = [hold, popped, self.flush_offsets_at_ms, scan, checkpoint, due, question, ready];
+        all.into_iter().flatten().min()
     }
 
     /// The shard is to stop: what is noted only in memory goes to the log.

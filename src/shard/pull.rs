@@ -373,8 +373,8 @@ impl Found {
         } else {
             // What an SQL filter is still to choose from is bounded by what is read at once.
             let is_choice = is_cold && pull.filter.sql().is_some();
-            let is_full =
-                !is_choice && (self.messages == pull.messages_max || self.bytes + len > PULL_BYTES_MAX);
+            let bytes_max = if is_cold { shard.cold_pull_bytes() } else { PULL_BYTES_MAX };
+            let is_full = !is_choice && (self.messages == pull.messages_max || self.bytes + len > bytes_max);
             let is_elsewhere =
                 is_cold != self.cold.is_some() || self.cold.is_some_and(|cold| range.end() > cold.limit);
             if is_full || is_elsewhere {

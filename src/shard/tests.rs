@@ -167,16 +167,28 @@ impl Fixture {
     /// Serves reads until none is wanted; gives how many of each kind there were.
     fn read_all(&mut self) -> (usize, usize) {
         let (mut of_segments, mut of_indexes) = (0, 0);
-        while let Some(read) = self.fx.reads.pop() {
-            match read.file {
-                LogFile::Segment => of_segments += 1,
-                LogFile::Index => of_indexes += 1,
+        loop {
+            while let Some(read) = self.fx.reads.pop() {
+                match read.file {
+                    LogFile::Segment => of_segments += 1,
+                    LogFile::Index => of_indexes += 1,
+                }
+                let bytes = self.bytes_of(&read);
+                self.shard.on_read(read.id, Ok(bytes), &mut self.fx);
             }
-            let bytes = self.bytes_of(&read);
-            self.shard.on_read(read.id, Ok(bytes), &mut self.fx);
+            self.answer_ready();
+            if self.fx.reads.is_empty() {
+                return (of_segments, of_indexes);
+            }
+        }
+    }
+
+    /// Turns, as long as the shard has answers for the next one.
+    fn answer_ready(&mut self) {
+        while self.shard.cold.has_ready() {
+            self.tick(0);
         }
         self.collect();
-        (of_segments, of_indexes)
     }
 
     fn tick(&mut self, ms: i64) {
@@ -511,8 +523,9 @@ fn a_damaged_block_is_read_again_and_costs_its_messages_if_it_stays_damaged() {
                 }
                 reads += 1;
                 f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
+                f.answer_ready();
             }
-            f.collect();
+            f.answer_ready();
             let (_, then, bodies) = f.pulled(pull).unwrap();
             assert!(then > next, "P4");
             next = then;

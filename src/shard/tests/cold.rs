@@ -1,7 +1,10 @@
 //! How old messages are read: few reads at a time, shared, and ahead.
 
 use super::*;
-use limits::{COLD_READ_BYTES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX};
+use limits::{
+    COLD_BESIDE_WRITES_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES, COLD_READ_BYTES_BESIDE_WRITES,
+    COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX,
+};
 
 const BODY: usize = 100_000;
 const QUEUES: i64 = 4;
@@ -20,6 +23,47 @@ fn old_messages(count: i64) -> Fixture {
     f.pull("T", 0, 0, "*");
     f.settle();
     Fixture::on(f.disk, FlushDiskType::Sync)
+}
+
+const SMALL: usize = 10_000;
+
+/// The same with small messages in one queue.
+fn old_small_messages(count: i64) -> Fixture {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    for _ in 0..count {
+        f.send("T", 0, "", &[b'x'; SMALL]);
+        f.settle();
+    }
+    f.pull("T", 0, 0, "*");
+    f.settle();
+    Fixture::on(f.disk, FlushDiskType::Sync)
+}
+
+#[test]
+fn beside_sends_a_turn_gives_one_small_answer_out_of_a_small_read() {
+    let mut f = old_small_messages(100);
+    f.send("T", 0, "", b"new");
+    f.tick(0);
+    f.settle();
+    f.tick(1);
+    let pulls = [0, 1, 2].map(|offset| f.pull("T", offset, 0, "*"));
+    let read = f.fx.reads.remove(0);
+    assert_eq!((read.len, f.fx.reads.len()), (COLD_READ_BYTES_BESIDE_WRITES, 0));
+    let bytes = f.bytes_of(&read);
+    f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
+    let in_an_answer = COLD_PULL_BYTES_BESIDE_WRITES / SMALL;
+    for pull in pulls {
+        assert_eq!(f.shard.next_deadline_ms(), Some(f.now.monotonic_ms), "the next turn is due");
+        f.collect();
+        assert!(f.pulled(pull).is_none(), "it is not its turn");
+        f.tick(0);
+        assert_eq!(f.pulled(pull).unwrap().2.len(), in_an_answer);
+    }
+    f.tick(COLD_BESIDE_WRITES_MS);
+    f.read_all();
+    let pulls = [0, 1, 2].map(|offset| f.pull("T", offset, 0, "*"));
+    let alone = pulls.map(|pull| f.pulled(pull).expect("at once").2.len());
+    assert!(alone[0] > in_an_answer, "{alone:?}");
 }
 
 /// Asks for the message with this number, and those behind it in its queue.
@@ -41,7 +85,7 @@ fn serve_one(f: &mut Fixture) {
     let read = f.fx.reads.remove(0);
     let bytes = f.bytes_of(&read);
     f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
-    f.collect();
+    f.answer_ready();
 }
 
 #[test]
@@ -115,7 +159,7 @@ fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
     assert_eq!(f.fx.reads.len(), COLD_READS_BESIDE_WRITES_MAX);
     f.complete(&write);
     f.sent(send);
-    f.tick(1);
+    f.tick(COLD_BESIDE_WRITES_MS);
     assert_eq!(f.fx.reads.len(), COLD_READS_MAX);
     f.read_all();
     for (place, pull) in pulls.into_iter().enumerate() {
