@@ -12,7 +12,7 @@ usage: run.sh NAMESRV_ADDR [Java client versions…] [options]
   --phase before|after     only the two halves of the offsets scenario; restart the broker between them
   --run-id ID              run id; `after` needs that of `before` and finds it by itself in the same clone
   --restart COMMAND        kills the broker and returns when it is back: for the scenario that wants this
-  --tool PROGRAM           the built `ringmq`: for the scenarios that need a topic as no client can make it
+  --tool PROGRAM           the built `ringmq`: for the scenarios that need what no client can do
   --native PROGRAM         the built interop_native: for the scenario of what Java and the native client exchange
   --reference              the broker is Apache's: leave out what RingMQ promises beyond it
 Java client versions default to 5.3.3 and 4.9.8. Exit code 0: nothing failed, or it was skipped (and says so); 1: a check
@@ -204,7 +204,7 @@ run_java() {
     # Alone, as it takes the broker away from all others.
     [ -n "$restart" ] || return 0
     for version in "${versions[@]}"; do
-        suite "client $version, under a restart" java_suite "$version" JSON orderly_restart
+        suite "client $version, under a restart" java_suite "$version" JSON orderly_restart,pop_restart
     done
 }
 

@@ -455,7 +455,8 @@ const age = 40 * time.Second
 // last one, or with the first one since a time; and goes on from there without a gap.
 func consumeFromAged(w *world) {
 	topic := w.name("t")
-	queues := w.createTopicWithRetention(topic, age.String())
+	w.tool("topic", "create", topic, "--queues", "1", "--retention", age.String())
+	queues := w.awaitQueues(topic, len(w.places))
 	begins := func() []int64 { first, _ := w.bounds(queues); return first }
 	ends := func() []int64 { _, behind := w.bounds(queues); return behind }
 	w.sendTo(queues, "T", "lost-", 20)

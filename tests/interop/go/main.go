@@ -56,6 +56,8 @@ var scenarios = []scenario{
 	{name: "delay", run: delay},
 	{name: "consume_from", run: consumeFrom},
 	{name: "consume_from_aged", run: consumeFromAged, needs: "INTEROP_TOOL"},
+	{name: "group_offsets", run: groupOffsets, needs: "INTEROP_TOOL"},
+	{name: "order_topic", run: orderTopic, needs: "INTEROP_TOOL"},
 	{name: "rebalance", run: rebalance},
 	{name: "rebalance_crash", run: rebalanceCrash},
 	{name: "orderly_crash", run: orderlyCrash},

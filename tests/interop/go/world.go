@@ -143,13 +143,15 @@ func (w *world) createTopic(topic string, queuesPerBroker int) []*primitive.Mess
 	return w.awaitQueues(topic, len(w.places)*queuesPerBroker)
 }
 
-// createTopicWithRetention makes a topic with a queue on each broker whose messages go after a time, like "45s"; that takes
-// RingMQ's own tool.
-func (w *world) createTopicWithRetention(topic, retention string) []*primitive.MessageQueue {
-	made := exec.Command(os.Getenv("INTEROP_TOOL"), "--namesrv", w.namesrv, "topic", "create", topic, "--queues", "1", "--retention", retention)
-	printed, err := made.CombinedOutput()
-	must(err, fmt.Sprintf("%v prints %s", made.Args, printed))
-	return w.awaitQueues(topic, len(w.places))
+// tool runs RingMQ's own tool for what no client can do, and gives what it prints.
+func (w *world) tool(arguments ...string) []byte {
+	command := exec.Command(os.Getenv("INTEROP_TOOL"), append([]string{"--namesrv", w.namesrv}, arguments...)...)
+	printed, err := command.Output()
+	if failed, ok := err.(*exec.ExitError); ok {
+		panic(fmt.Sprintf("%v: %s", command.Args, failed.Stderr))
+	}
+	must(err, "the tool runs")
+	return printed
 }
 
 func (w *world) awaitQueues(topic string, wanted int) []*primitive.MessageQueue {

@@ -3,9 +3,10 @@
 // One line per check; the last line counts; the exit code is 0 only when nothing failed.
 'use strict';
 
-const { execFileSync, spawn } = require('child_process');
+const { execFile, spawn } = require('child_process');
 const fs = require('fs');
 const path = require('path');
+const { promisify } = require('util');
 const { Message, Producer, Consumer } = require('ali-ons');
 
 // A scenario that takes longer is ended as failed.
@@ -105,14 +106,12 @@ class World {
   }
 
   /**
-   * Makes a topic with a queue on each broker whose messages go after a time, like "40s"; that takes RingMQ's own tool. The
-   * addresses of the brokers.
+   * Runs RingMQ's own tool for what no client can do, and gives what it prints. Clients go on meanwhile: one whose timers are late closes
+   * its connections.
    */
-  async createTopicWithRetention(topic, retention) {
-    execFileSync(process.env.INTEROP_TOOL, [ '--namesrv', this.namesrv, 'topic', 'create', topic, '--queues', '1', '--retention', retention ]);
-    const { brokerDatas } = await (await this.producer())._mqClient.getTopicRouteInfoFromNameServer('TBW102', 3000);
-    await this.routed(topic, brokerDatas.length);
-    return brokerDatas.map(({ brokerAddrs }) => brokerAddrs['0']);
+  async tool(...words) {
+    const { stdout } = await promisify(execFile)(process.env.INTEROP_TOOL, [ '--namesrv', this.namesrv, ...words ]);
+    return stdout;
   }
 
   /** First and last-plus-one offset of the first queue of a topic by the brokers' addresses, or nothing while one does not have it. */
@@ -419,7 +418,10 @@ const AGE_MS = 20_000;
  */
 async function consumeFromAged(world) {
   const topic = world.name('t');
-  const brokers = await world.createTopicWithRetention(topic, `${AGE_MS / 1000}s`);
+  await world.tool('topic', 'create', topic, '--queues', '1', '--retention', `${AGE_MS / 1000}s`);
+  await until(() => world.bounds(topic));
+  const brokers = Object.keys(await world.bounds(topic));
+  await world.routed(topic, brokers.length);
   await world.sendMany(topic, 'T', 'lost-', 20);
   const lost = await world.bounds(topic);
   let now;
@@ -471,6 +473,83 @@ async function consumeFromAged(world) {
     }
     world.check(`${rule}.begins_there`, wrong.length === 0, wrong);
     world.check(`${rule}.goes_on_without_a_gap`, gaps.length === 0, gaps);
+  }
+}
+
+/** An operator moves groups of this client: while it runs, and while it does not. */
+async function groupOffsets(world) {
+  const topic = world.name('t'), group = world.name('g'), copied = world.name('copy');
+  const queues = await world.createTopic(topic, 1);
+  const described = async of => {
+    const { lag, queues: all } = JSON.parse(await world.tool('group', 'describe', of, '--json'));
+    return { lag, begun: all.filter(queue => queue.topic === topic && queue.committed_offset !== null).length };
+  };
+  const isAtEnd = of => until(async () => String(Object.values(await described(of))) === String([ 0, queues ]));
+  const member = async of => {
+    const inbox = new Inbox();
+    return { inbox, running: await world.pushInto(inbox, of, topic, '*') };
+  };
+  let keys = await world.sendMany(topic, 'T', 'k', 20);
+  const first = await member(group);
+  await first.inbox.await(keys);
+  world.check('no_lag', await isAtEnd(group), await described(group));
+  await world.tool('group', 'reset-offset', group, '--topic', topic, '--to', 'first');
+  const isTwice = () => Object.values(first.inbox.counts()).filter(count => count === 2).length === keys.length;
+  world.check('live_reset', await until(isTwice) && first.inbox.arrivals.length === 2 * keys.length, first.inbox.counts());
+  await isAtEnd(group);
+  await world.stop(first.running);
+
+  const later = await world.sendMany(topic, 'T', 'later-', 10);
+  const { lag } = await described(group);
+  world.check('lag', lag === 10, lag);
+  await world.tool('group', 'reset-offset', group, '--topic', topic, '--to', '5');
+  const second = await member(group);
+  await second.inbox.await(later);
+  await isAtEnd(group);
+  await world.stop(second.running);
+  const early = first.inbox.arrivals.filter(({ queueOffset }) => queueOffset < 5).map(({ key }) => key);
+  keys = keys.concat(later);
+  const wanted = keys.filter(key => !early.includes(key));
+  world.check('offline_reset', second.inbox.difference(wanted) === '', second.inbox.difference(wanted));
+
+  const piled = await world.sendMany(topic, 'T', 'piled-', 10);
+  await world.tool('group', 'clone', group, copied, '--topic', topic);
+  await world.tool('group', 'skip', group, '--topic', topic);
+  const last = await world.sendMany(topic, 'T', 'end-', 4 * queues);
+  keys = keys.concat(piled, last);
+  const skipping = await member(group), copy = await member(copied);
+  await skipping.inbox.await(last);
+  await copy.inbox.await(piled.concat(last));
+  await isAtEnd(copied);
+  await world.stop(copy.running);
+  world.check('skip', skipping.inbox.difference(last) === '', skipping.inbox.difference(last));
+  world.check('clone', copy.inbox.difference(piled.concat(last)) === '', copy.inbox.difference(piled.concat(last)));
+
+  // A deleted group is as if it had never been: it begins with the first message.
+  await world.tool('group', 'delete', copied);
+  const isListed = (await world.tool('group', 'list', '--json')).includes(copied);
+  const anew = await member(copied);
+  await anew.inbox.await(keys);
+  world.check('delete', !isListed && anew.inbox.difference(keys) === '', anew.inbox.difference(keys));
+}
+
+/** Topics in order: one queue on one broker, or a number on each that the name server keeps. */
+async function orderTopic(world) {
+  const { brokerDatas } = await (await world.producer())._mqClient.getTopicRouteInfoFromNameServer('TBW102', 3000);
+  for (const [ order, perBroker ] of [ [ 'global', 1 ], [ 'queue', 3 ] ]) {
+    const topic = world.name(order), inbox = new Inbox(), brokers = order === 'global' ? 1 : brokerDatas.length;
+    await world.tool('topic', 'create', topic, '--queues', String(perBroker), '--order', order);
+    await world.routed(topic, brokers);
+    await world.pushInto(inbox, world.name(`g-${order}`), topic, '*');
+    const keys = [], queues = new Set();
+    for (let i = 0; i < 60; i++) {
+      const { messageQueue } = await world.send(topic, 'T', `k${i}`);
+      queues.add(`${messageQueue.brokerName}-${messageQueue.queueId}`);
+      keys.push(`k${i}`);
+    }
+    await inbox.await(keys);
+    world.check(`${order}.all_arrive_once`, inbox.difference(keys) === '', inbox.difference(keys));
+    world.check(`${order}.queues`, queues.size === perBroker * brokers, [ ...queues ]);
   }
 }
 
@@ -590,6 +669,8 @@ const SCENARIOS = {
   delay: { run: delay },
   consume_from: { run: consumeFrom },
   consume_from_aged: { run: consumeFromAged, needs: 'INTEROP_TOOL' },
+  group_offsets: { run: groupOffsets, needs: 'INTEROP_TOOL' },
+  order_topic: { run: orderTopic, needs: 'INTEROP_TOOL' },
   rebalance: { run: rebalance },
   rebalance_crash: { run: rebalanceCrash },
   offsets_save: { run: offsetsSave, isApart: true },

@@ -284,12 +284,20 @@ final class Consuming {
         world.report.equal(world.check("suspended_come_again_in_place"), wanted, got);
     }
 
-    /** The broker is killed and started again under an orderly consumer: no gap in any queue, and one message at a time. */
-    static void orderlyRestart(World world) throws Exception {
+    /** Kills the broker, and returns when it is back. */
+    static void restartBroker(World world) throws Exception {
         String command = System.getProperty("interop.restart");
         if (command == null) {
             throw new IllegalStateException("no command was given that restarts the broker (--restart)");
         }
+        Process restart = new ProcessBuilder("/bin/sh", "-c", command).redirectErrorStream(true)
+            .redirectOutput(ProcessBuilder.Redirect.DISCARD).start();
+        boolean restarted = restart.waitFor(60, TimeUnit.SECONDS) && restart.exitValue() == 0;
+        world.report.check(world.check("restarted"), restarted, "the command failed or hangs: " + command);
+    }
+
+    /** The broker is killed and started again under an orderly consumer: no gap in any queue, and one message at a time. */
+    static void orderlyRestart(World world) throws Exception {
         String topic = world.name("t");
         List<MessageQueue> queues = world.createTopic(topic, 2);
         Inbox inbox = new Inbox();
@@ -325,13 +333,12 @@ final class Consuming {
             }
         });
         sender.start();
-        Process restart = new ProcessBuilder("/bin/sh", "-c", command).redirectErrorStream(true)
-            .redirectOutput(ProcessBuilder.Redirect.DISCARD).start();
-        boolean restarted = restart.waitFor(60, TimeUnit.SECONDS) && restart.exitValue() == 0;
-        isBack.set(true);
+        try {
+            restartBroker(world);
+        } finally {
+            isBack.set(true);
+        }
         sender.join();
-        world.report.check(world.check("restarted"), restarted, "the command failed or hangs: " + command);
-        world.producer();
         Await.until(() -> acknowledged.addAll(world.sendFence(topic, "T", "end")));
         world.report.check(world.check("all_acknowledged_arrive"), inbox.awaitKeys(acknowledged), "missing of " + acknowledged.size());
         consumer.shutdown();

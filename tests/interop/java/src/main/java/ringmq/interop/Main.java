@@ -28,7 +28,7 @@ public final class Main {
     private static final Map<String, Scenario> SCENARIOS = new LinkedHashMap<>();
     /** These run only when named: they go with a restart of the broker or another program, or are what a scenario kills. */
     private static final List<String> PHASES =
-        List.of("offsets_save", "offsets_check", "orderly_restart", "orderly_victim", "native_compression");
+        List.of("offsets_save", "offsets_check", "orderly_restart", "pop_restart", "orderly_victim", "native_compression");
 
     static {
         SCENARIOS.put("codec", Producing::codec);
@@ -51,6 +51,8 @@ public final class Main {
         SCENARIOS.put("dlq", Retrying::dlq);
         SCENARIOS.put("delay", Retrying::delay);
         SCENARIOS.put("pop", Popping::pop);
+        SCENARIOS.put("pop_orderly", Popping::orderly);
+        SCENARIOS.put("pop_restart", Popping::restart);
         SCENARIOS.put("consume_from", Consuming::consumeFrom);
         SCENARIOS.put("consume_from_aged", Consuming::consumeFromAged);
         SCENARIOS.put("long_poll", Consuming::longPoll);
