@@ -6,6 +6,9 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub const PROPERTIES_BYTES_MAX: usize = 32_767;
 /// Longest record of the log: a batch, or a message with the longest topic, properties and addresses.
 pub const RECORD_BYTES_MAX: usize = MESSAGE_BYTES_MAX + PROPERTIES_BYTES_MAX + 1024;
+/// The part of `staged_bytes_max`, one by this number, that may wait for the disk while sends in async mode are still answered at
+/// once: 8 MiB by default, which is what a crash can undo.
+pub const ASYNC_UNDURABLE_PART: u64 = 4;
 /// Messages in one pull response, whatever the client asks for.
 pub const PULL_MESSAGES_MAX: usize = 1024;
 /// Bytes after which a pull response takes no further message.

@@ -10,7 +10,7 @@
 
 use super::delay;
 use super::effects::{Effects, Replies, ReplyTo};
-use super::limits::MESSAGE_BYTES_MAX;
+use super::limits::{ASYNC_UNDURABLE_PART, MESSAGE_BYTES_MAX};
 use super::{Announcement, Refusal, Request, Shard};
 use ringmq_protocol::batch::BatchEntries;
 use ringmq_protocol::body::{TopicConfig, perm};
@@ -33,7 +33,7 @@ use std::borrow::Cow;
 pub enum FlushDiskType {
     /// Once it is on disk.
     Sync,
-    /// At once. A crash may undo the last few milliseconds.
+    /// At once, as long as little waits for the disk (`ASYNC_UNDURABLE_PART`). A crash may undo that much.
     Async,
 }
 
@@ -348,7 +348,9 @@ impl Shard {
         };
         let queue = staged.target.queue;
         let end = QueueOffset(staged.first.0 + staged.count);
-        let is_async = staged.target.flush == FlushDiskType::Async;
+        // A producer that is faster than the disk learns it by waiting, not by being refused when the memory is full.
+        let keeps_up = self.log.staged_bytes() <= self.log.config().staged_bytes_max / ASYNC_UNDURABLE_PART;
+        let is_async = staged.target.flush == FlushDiskType::Async && keeps_up;
         if is_async {
             fx.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
             // A3: not before messages of the queue that were sent when its topic was not async.

@@ -294,6 +294,24 @@ fn async_sends_are_answered_and_visible_at_once() {
 }
 
 #[test]
+fn async_sends_wait_for_a_disk_that_is_far_behind() {
+    let mut f = Fixture::new(FlushDiskType::Async);
+    let body = vec![b'x'; 100_000];
+    let at_once = f.shard.log.config().staged_bytes_max / limits::ASYNC_UNDURABLE_PART;
+    let in_memory = at_once as usize / body.len();
+    let sends: Vec<Opaque> = (0..2 * in_memory).map(|_| f.send("T", 0, "", &body)).collect();
+    let answered =
+        sends.iter().filter(|send| f.answer(**send).is_some_and(|answer| answer.code == 0)).count();
+    assert!((in_memory - 1..=in_memory).contains(&answered), "{answered}");
+    f.settle();
+    for (offset, send) in sends.into_iter().enumerate().skip(answered) {
+        assert_eq!(f.sent(send), offset as i64, "in their order, and none refused");
+    }
+    let send = f.send("T", 0, "", b"at once again");
+    assert_eq!(f.sent(send), 2 * in_memory as i64);
+}
+
+#[test]
 fn answers_keep_the_order_of_the_log_whatever_the_order_of_the_writes() {
     let mut f = Fixture::new(FlushDiskType::Sync);
     f.send("T", 0, "", b"first, so that the topic is there");
