@@ -1,6 +1,6 @@
 //! What the ring and the network cost without a broker: a server that answers requests of one size with responses of another.
 //!
-//!   cargo bench --bench echo -- [--connections 64] [--request 1240] [--response 180] [--seconds 3] [--json]
+//!   cargo bench --bench echo -- [--connections 64] [--request 1240] [--response 180] [--spread 0] [--seconds 3] [--json]
 //!
 //! The server is a shard's loop with nothing in it: the same ring, receives and gathered sends, one send for each connection
 //! and turn, on the first core. The client has one request in flight on each connection, on the last core. Prints requests a second, their
@@ -12,10 +12,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use clap::Parser;
 use ringmq_ring::{
     Completion, Config, Op, Outcome, Ring, Socket, Uring, Waker, available_cores, pin_current_thread,
+    prefer_huge_pages,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,6 +33,10 @@ struct Arguments {
     /// Bytes.
     #[arg(long, default_value_t = 180)]
     response: usize,
+    /// Bytes of memory, in huge pages, out of which responses are sent one after the other, like messages of a log. With less than
+    /// a response's all are the same bytes, which stay in the processor's cache.
+    #[arg(long, default_value_t = 0)]
+    spread: usize,
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// One JSON object instead of a line.
@@ -56,7 +61,16 @@ struct Peer {
 
 /// Serves until it is woken; gives the CPU time that its thread has used.
 fn serve(mut ring: Uring, arguments: &Arguments, stop: &AtomicBool) -> io::Result<Duration> {
-    let response = Bytes::from(vec![b'r'; arguments.response]);
+    let mut memory = BytesMut::with_capacity(arguments.spread.max(arguments.response));
+    prefer_huge_pages(&mut memory);
+    memory.resize(memory.capacity(), b'r');
+    let memory = memory.freeze();
+    let mut next = 0;
+    let mut response = || {
+        let from = if next + arguments.response > memory.len() { 0 } else { next };
+        next = from + arguments.response;
+        memory.slice(from..next)
+    };
     let mut peers: Vec<Peer> = Vec::new();
     let mut completions: Vec<Completion> = Vec::new();
     let mut dirty = Vec::new();
@@ -87,7 +101,7 @@ fn serve(mut ring: Uring, arguments: &Arguments, stop: &AtomicBool) -> io::Resul
         for at in dirty.drain(..) {
             let peer = &mut peers[at];
             if let Some(socket) = peer.socket.filter(|_| peer.owed > 0 && !peer.is_sending) {
-                let parts = vec![response.clone(); std::mem::take(&mut peer.owed)];
+                let parts = (0..std::mem::take(&mut peer.owed)).map(|_| response()).collect();
                 peer.is_sending = true;
                 ring.submit(at as u64 | SEND, Op::Send { socket, parts });
             }
