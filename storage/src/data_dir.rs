@@ -5,6 +5,7 @@
 //!   <root>/shard-00/         segments of shard 0, one file each, named by the position of its first byte
 //!
 //!   released segment ─▶ spare ─▶ the next segment that is needed, prepared over its whole length at once
+//!   sealed segment ─▶ rewritten aside ─▶ the same segment, with holes (`aside`)
 //!
 //! Invariants (docs/format.md says what rests on them)
 //!   P1  a spare becomes only a segment behind the one that it was: no block in it is right at its new place
@@ -32,6 +33,9 @@ use crate::log::Prepare;
 use crate::recover::SegmentStore;
 use crate::segment::SegmentBase;
 use crate::tail::aligned_buffer;
+pub use aside::{Aside, discard_aside, replace_segment, room_left, segment_room};
+
+mod aside;
 
 /// Format of a data directory that this code writes, and the newest that it reads.
 pub const DATA_FORMAT: u32 = 1;
@@ -41,6 +45,8 @@ const METADATA_ASIDE_NAME: &str = "ringmq.json.new";
 /// A killed broker's writes can outlive it by a moment, and with them its lock.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const INDEX_ASIDE_SUFFIX: &str = ".index.new";
+/// Of whatever is made aside; without a start in between it may be under way.
+const ASIDE_SUFFIX: &str = ".new";
 const SPARE_SUFFIX: &str = ".spare";
 /// Spares of a shard. A log uses one for each that retention gives it; the second is for when they come in pairs.
 const SPARES_MAX: usize = 2;
@@ -383,7 +389,8 @@ pub fn remove_spare(shard_dir: &Path) -> io::Result<bool> {
 /// What the files of a shard take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardUse {
-    /// Lengths of all files, also where a segment has no room on the disk yet.
+    /// Lengths of all files, also where a segment has no room on the disk yet; of one that is sealed, and may have been rewritten,
+    /// the room that it has. What is made aside does not count.
     pub bytes: u64,
     pub spares: usize,
 }
@@ -397,11 +404,15 @@ pub fn shard_use(shard_dir: &Path) -> io::Result<ShardUse> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             other => other?,
         };
-        if !metadata.is_file() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| metadata.is_file() && !name.ends_with(ASIDE_SUFFIX))
+        else {
             continue;
-        }
-        found.bytes += metadata.len();
-        found.spares += usize::from(entry.file_name().to_str().and_then(spare_of).is_some());
+        };
+        let is_sealed = SegmentBase::from_file_name(name)
+            .is_some_and(|segment| index_path(shard_dir, segment).try_exists().unwrap_or(false));
+        found.bytes += if is_sealed { aside::room_of(&metadata) } else { metadata.len() };
+        found.spares += usize::from(spare_of(name).is_some());
     }
     Ok(found)
 }
@@ -446,6 +457,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct FsStore {
     dir: PathBuf,
+    /// Behind the names of segments.
+    suffix: &'static str,
     open: Option<(SegmentBase, Arc<File>)>,
     is_direct: bool,
     ahead: Option<ReadAhead>,
@@ -465,7 +478,12 @@ const READ_AHEAD_BYTES_MIN: usize = 1 << 20;
 
 impl FsStore {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, open: None, is_direct: true, ahead: None }
+        Self { dir, suffix: "", open: None, is_direct: true, ahead: None }
+    }
+
+    /// Reads the files beside segments in the place of the segments.
+    pub fn aside(dir: PathBuf) -> Self {
+        Self { suffix: ASIDE_SUFFIX, ..Self::new(dir) }
     }
 
     /// Whether reads go past the page cache, as far as it is known: the first read tells.
@@ -476,7 +494,7 @@ impl FsStore {
     fn file(&mut self, segment: SegmentBase) -> io::Result<&Arc<File>> {
         if self.open.as_ref().is_none_or(|(base, _)| *base != segment) {
             let flags = if self.is_direct { libc::O_DIRECT } else { 0 };
-            let path = segment_path(&self.dir, segment);
+            let path = self.dir.join(format!("{segment}{}", self.suffix));
             let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
             self.open = Some((segment, Arc::new(file)));
         }
@@ -563,7 +581,7 @@ impl SegmentStore for FsStore {
             let Some(name) = name.to_str() else { continue };
             if let Some(base) = name.strip_suffix(INDEX_SUFFIX).and_then(SegmentBase::from_file_name) {
                 indexes.push((base, entry.metadata()?.len()));
-            } else if name.ends_with(INDEX_ASIDE_SUFFIX) {
+            } else if name.ends_with(ASIDE_SUFFIX) {
                 fs::remove_file(entry.path())?;
             }
         }

@@ -10,6 +10,7 @@
 //!   sealed       index files of full segments, and look-ups over all of them
 //!   indexes      those files: opened, written, rebuilt
 //!   recover      from files to all of the above
+//!   rewrite      a full segment without messages that nobody can ask for any more
 //!   scan         the same files for those who only look: block by block, and an index held to its log
 //!   data_dir     the files themselves: directory, lock, metadata, room ahead of the log
 //!   memory_store the same in memory, for whoever wants no disk
@@ -30,6 +31,7 @@ mod memory_store;
 mod queue_index;
 mod record;
 mod recover;
+mod rewrite;
 mod scan;
 mod sealed;
 mod segment;
@@ -42,8 +44,8 @@ mod testing;
 
 pub use config::{LogConfig, SEGMENT_BYTES_MAX};
 pub use data_dir::{
-    DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, ShardUse, Wanted, index_path, prepare,
-    remove_segment, remove_spare, segment_path, shard_use,
+    Aside, DATA_FORMAT, DataDir, FsStore, NewDataDir, OpenError, ShardUse, Wanted, discard_aside, index_path,
+    prepare, remove_segment, remove_spare, replace_segment, room_left, segment_path, segment_room, shard_use,
 };
 pub use indexes::{Indexes, keys_of, open_indexes, push_message, rebuild_index, seal};
 pub use key_table::{KeyHash, TopicHash};
@@ -51,11 +53,13 @@ pub use log::{AppendError, Appended, BlockSeq, CommitLog, DurableAdvance, LogWri
 pub use memory_store::MemoryStore;
 pub use queue_index::{Boundary, Entry, OffsetUsed, QueueIndex, QueueIx, QueueMark};
 pub use record::{
-    METADATA_HEADER_BYTES, RINGMQ_RECORD_MAGIC, Record, RecordError, metadata_bytes, records, write_metadata,
+    GAP_KIND, METADATA_HEADER_BYTES, RINGMQ_RECORD_MAGIC, Record, RecordError, metadata_bytes, records,
+    write_metadata,
 };
 pub use recover::{
     Damage, RecoverError, Recovered, RecoveryReport, SegmentEnd, SegmentStore, Visitor, recover, scan_segment,
 };
+pub use rewrite::{Rewrite, RewriteError};
 pub use scan::{Found, IndexFile, IndexProblem, SegmentFacts, SegmentScan, read_index_header};
 pub use sealed::{
     ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,

@@ -3,6 +3,8 @@
 //!
 //!   i32 totalSize | i32 magic | … message …              big-endian, as RocketMQ stores it
 //!   i32 totalSize | i32 RINGMQ_RECORD_MAGIC | u16 kind | body
+//!
+//! One kind of metadata is the storage's own: a *gap*, where messages were that a rewriting of the segment left out.
 
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
@@ -14,6 +16,10 @@ use crate::block::{Block, HEADER_BYTES};
 pub const RINGMQ_RECORD_MAGIC: i32 = i32::from_be_bytes(*b"RMQr");
 /// Bytes of a metadata record before its body.
 pub const METADATA_HEADER_BYTES: usize = 10;
+/// Kind of a gap. Its body: the checksum that its block had before anything was left out (u32 LE), then zeros.
+pub const GAP_KIND: u16 = 15;
+/// No message is shorter, so that a gap fits where one was.
+pub(crate) const GAP_BYTES_MIN: usize = METADATA_HEADER_BYTES + 4;
 
 /// One record of the log.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +28,33 @@ pub enum Record<'a> {
     Message { position: PhysicalOffset, message: StoredMessage<'a> },
     /// A setting, an offset …: see the table of kinds in docs/format.md.
     Metadata { position: PhysicalOffset, store_timestamp: StoreTimestamp, kind: u16, body: &'a [u8] },
+    /// Messages that nobody could ask for any more were here, side by side.
+    Gap {
+        position: PhysicalOffset,
+        bytes: u32,
+        /// Checksum of the block as it was first written: what the block behind it names.
+        original_crc: u32,
+    },
+}
+
+impl Record<'_> {
+    /// Where the record begins.
+    pub fn position(&self) -> PhysicalOffset {
+        match self {
+            Record::Message { position, .. }
+            | Record::Metadata { position, .. }
+            | Record::Gap { position, .. } => *position,
+        }
+    }
+
+    /// Length of the whole record.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Record::Message { message, .. } => message.as_bytes().len(),
+            Record::Metadata { body, .. } => metadata_bytes(body.len()),
+            Record::Gap { bytes, .. } => *bytes as usize,
+        }
+    }
 }
 
 /// A record that is none, in a block whose checksum is right.
@@ -45,6 +78,36 @@ pub fn write_metadata(kind: u16, body: &[u8], bytes: &mut [u8]) {
     bytes[4..8].copy_from_slice(&RINGMQ_RECORD_MAGIC.to_be_bytes());
     bytes[8..10].copy_from_slice(&kind.to_be_bytes());
     bytes[METADATA_HEADER_BYTES..].copy_from_slice(body);
+}
+
+/// Writes a gap over `bytes`, which are zeros.
+pub(crate) fn write_gap(original_crc: u32, bytes: &mut [u8]) {
+    let total = i32::try_from(bytes.len()).expect("records are smaller than a block");
+    bytes[0..4].copy_from_slice(&total.to_be_bytes());
+    bytes[4..8].copy_from_slice(&RINGMQ_RECORD_MAGIC.to_be_bytes());
+    bytes[8..10].copy_from_slice(&GAP_KIND.to_be_bytes());
+    bytes[METADATA_HEADER_BYTES..GAP_BYTES_MIN].copy_from_slice(&original_crc.to_le_bytes());
+}
+
+/// The checksum that the block behind this one names: its own, unless messages were left out since.
+pub(crate) fn chain_crc(block: &Block<'_>) -> u32 {
+    let mut rest = block.payload;
+    for _ in 0..block.header.record_count {
+        let Ok(record) = split_record(rest) else { break };
+        if let Some(original) = original_crc(record) {
+            return original;
+        }
+        rest = &rest[record.len()..];
+    }
+    block.header.crc
+}
+
+/// What a record says that is a gap.
+fn original_crc(record: &[u8]) -> Option<u32> {
+    let head = record.get(4..METADATA_HEADER_BYTES)?;
+    let is_gap = head[..4] == RINGMQ_RECORD_MAGIC.to_be_bytes() && head[4..] == GAP_KIND.to_be_bytes();
+    let crc: &[u8; 4] = record.get(METADATA_HEADER_BYTES..)?.first_chunk()?;
+    is_gap.then(|| u32::from_le_bytes(*crc))
 }
 
 /// The records of a block, in order. The first error ends it.
@@ -82,6 +145,9 @@ fn parse_record(
         };
     }
     let body = bytes.get(METADATA_HEADER_BYTES..).ok_or("a metadata record without a kind")?;
+    if let Some(original_crc) = original_crc(bytes) {
+        return Ok(Record::Gap { position, bytes: bytes.len() as u32, original_crc }); // smaller than a block
+    }
     Ok(Record::Metadata { position, store_timestamp, kind: u16::from_be_bytes([bytes[8], bytes[9]]), body })
 }
 

@@ -363,6 +363,9 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
         for record in records(&block) {
             match record {
                 Ok(record) => {
+                    if let Record::Gap { original_crc, .. } = record {
+                        self.end.previous_crc = original_crc;
+                    }
                     visitor.record(record, before);
                     self.report.records += 1;
                 }
@@ -424,7 +427,7 @@ impl<'a, S: SegmentStore> Walk<'a, S> {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<16>();
     words.iter().fold(0, |all, word| all | u128::from_ne_bytes(*word)) == 0
         && rest.iter().all(|byte| *byte == 0)

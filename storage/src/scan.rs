@@ -8,7 +8,9 @@
 //!   C2  of a segment whose end is known, every byte is part of a block that is shown, lies between two places where blocks
 //!       may start, or is reported as a gap
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use ringmq_protocol::message::StoredMessage;
@@ -18,11 +20,13 @@ use thiserror::Error;
 use crate::block::{BLOCK_ALIGN, BLOCK_MAGIC, Block, BlockHeader, HEADER_BYTES, round_up};
 use crate::config::LogConfig;
 use crate::indexes::take_message;
-use crate::key_table::KeyHash;
+use crate::key_table::{KeyHash, TopicHash};
 use crate::queue_index::QueueIndex;
+use crate::record::{GAP_BYTES_MIN, chain_crc};
 use crate::recover::{Damage, SegmentEnd, SegmentStore};
 use crate::sealed::{
-    ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,
+    ChainPoint, EntryPlace, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue,
+    SealedSegments,
 };
 use crate::segment::{BlockEntry, SegmentBase, SegmentBlocks};
 use crate::tail::{MEMORY_ALIGN, aligned_buffer};
@@ -33,6 +37,8 @@ const WINDOW_BYTES: usize = 1 << 20;
 const ENTRIES_AT_ONCE: usize = 1024;
 /// Room for every page that one look-up touches; the rest is speed.
 const CACHE_PAGES: usize = 1024;
+/// In such pages the disk gives room and takes it back.
+pub(crate) const DISK_PAGE: u64 = 4096;
 
 /// What comes next in a segment.
 #[derive(Clone, Copy, Debug)]
@@ -141,10 +147,15 @@ impl SegmentScan {
             ));
         }
         self.at = header.end();
-        self.previous_crc = Some(header.crc);
         self.time = header.store_timestamp;
-        let block = header.unchecked(self.in_window(start, len)).expect("the length was loaded");
-        Ok(Found::Block(block))
+        self.previous_crc = Some(chain_crc(&self.block(&header)));
+        Ok(Found::Block(self.block(&header)))
+    }
+
+    /// A block that is loaded.
+    fn block(&self, header: &BlockHeader) -> Block<'_> {
+        let bytes = self.in_window(header.position.0, block_len(header));
+        header.unchecked(bytes).expect("the length was loaded")
     }
 
     /// The whole block at a position that may follow in time.
@@ -278,12 +289,10 @@ impl IndexFile {
             let problem = "is not the one that was read first".to_owned();
             return is_same.then_some(()).ok_or(IndexProblem::Page { page, problem });
         }
-        let mut bytes = vec![0; PAGE_BYTES];
-        let read = store.read_index(self.header.base, page, &mut bytes);
-        read.map_err(|error| IndexProblem::Page { page, problem: format!("cannot be read: {error}") })?;
+        let bytes = self.read_page(store, page)?;
         let id = PageId { segment: self.header.base, page };
-        let taken = self.sealed.put_page(id, Bytes::from(bytes));
-        taken.map_err(|error| IndexProblem::Page { page, problem: format!("is damaged: {error}") })
+        self.sealed.put_page(id, Bytes::from(bytes)).expect("it was checked");
+        Ok(())
     }
 
     /// All messages of a queue that the index names, in order of offset; of a topic that was deleted and made again
@@ -304,6 +313,90 @@ impl IndexFile {
             }
             all.extend(some);
         }
+    }
+
+    /// How many messages the index names at places that are meant.
+    fn count_entries<S: SegmentStore>(
+        &self,
+        store: &mut S,
+        is_meant: impl Fn(PhysicalOffset) -> bool,
+    ) -> Result<u64, IndexProblem> {
+        let mut count = 0;
+        self.each_entry(store, 0..u32::MAX, |entry| count += u64::from(is_meant(entry.position)))?;
+        Ok(count)
+    }
+
+    /// What the segment would take on the disk without the messages of some topics; `None` if it has none of them. Reads the
+    /// index alone. Pages that hold nothing but settings are not known to it: it may be some more.
+    ///
+    /// `bytes`: what the segment takes now. If the messages of the topics are less than half of that, that is the answer too.
+    pub fn remains<S: SegmentStore>(
+        &self,
+        store: &mut S,
+        topics: &BTreeSet<TopicHash>,
+        bytes: u64,
+    ) -> Result<Option<u64>, IndexProblem> {
+        let (mut dead, mut live) = (Vec::new(), Vec::new());
+        for page in self.header.queue_pages() {
+            let bytes = self.read_page(store, page)?;
+            for (key, entries) in self.header.queues_in(&bytes) {
+                let of: &mut Vec<Range<u32>> =
+                    if topics.contains(&key.topic) { &mut dead } else { &mut live };
+                of.push(entries);
+            }
+        }
+        let mut dead_bytes = 0;
+        let mut kept =
+            vec![false; (self.header.end.position.0 - self.header.base.0).div_ceil(DISK_PAGE) as usize];
+        let base = self.header.base.0;
+        let mut keep = |from: u64, len: u64| {
+            let (first, last) = ((from - base) / DISK_PAGE, (from - base + len - 1) / DISK_PAGE);
+            let kept_to = kept.len();
+            kept[(first as usize).min(kept_to)..(last as usize + 1).min(kept_to)].fill(true);
+        };
+        for entries in dead.into_iter().filter(|entries| !entries.is_empty()) {
+            self.each_entry(store, entries, |entry| {
+                dead_bytes += u64::from(entry.bytes);
+                keep(entry.block.0, (HEADER_BYTES + GAP_BYTES_MIN) as u64);
+            })?;
+        }
+        if dead_bytes == 0 {
+            return Ok(None);
+        }
+        if dead_bytes < bytes / 2 {
+            return Ok(Some(bytes));
+        }
+        for entries in live.into_iter().filter(|entries| !entries.is_empty()) {
+            self.each_entry(store, entries, |entry| {
+                keep(entry.block.0, HEADER_BYTES as u64);
+                keep(entry.position.0, u64::from(entry.bytes.max(1)));
+            })?;
+        }
+        Ok(Some(kept.into_iter().filter(|kept| *kept).count() as u64 * DISK_PAGE))
+    }
+
+    /// Shows entries by their numbers in the section of entries, as far as there are so many.
+    fn each_entry<S: SegmentStore>(
+        &self,
+        store: &mut S,
+        entries: Range<u32>,
+        mut show: impl FnMut(EntryPlace),
+    ) -> Result<(), IndexProblem> {
+        for (page, entries) in self.header.entry_pages(entries) {
+            let bytes = self.read_page(store, page)?;
+            self.header.places_in(&bytes, entries).for_each(&mut show);
+        }
+        Ok(())
+    }
+
+    /// A page that was checked.
+    fn read_page<S: SegmentStore>(&self, store: &mut S, page: u32) -> Result<Vec<u8>, IndexProblem> {
+        let mut bytes = vec![0; PAGE_BYTES];
+        let read = store.read_index(self.header.base, page, &mut bytes);
+        read.map_err(|error| IndexProblem::Page { page, problem: format!("cannot be read: {error}") })?;
+        let checked = self.header.check_page(&bytes, self.config.identity(), page);
+        checked.map_err(|error| IndexProblem::Page { page, problem: format!("is damaged: {error}") })?;
+        Ok(bytes)
     }
 
     /// A look-up with the pages that it misses.
@@ -331,15 +424,28 @@ pub struct SegmentFacts {
     index: QueueIndex,
     config: LogConfig,
     has_deletions: bool,
+    /// Where messages were left out, in order.
+    gaps: Vec<Range<u64>>,
 }
 
 impl SegmentFacts {
     pub fn new(config: &LogConfig) -> Self {
-        Self { index: QueueIndex::new(config.segment_bytes), config: config.clone(), has_deletions: false }
+        let index = QueueIndex::new(config.segment_bytes);
+        Self { index, config: config.clone(), has_deletions: false, gaps: Vec::new() }
     }
 
     pub fn message(&mut self, position: PhysicalOffset, message: &StoredMessage<'_>) {
         self.has_deletions |= take_message(&mut self.index, position, message);
+    }
+
+    /// An index may go on naming what was here; it need not.
+    pub fn gap(&mut self, position: PhysicalOffset, bytes: u32) {
+        self.gaps.push(position.0..position.0 + u64::from(bytes));
+    }
+
+    fn is_in_gap(&self, position: PhysicalOffset) -> bool {
+        let at = self.gaps.partition_point(|gap| gap.start <= position.0);
+        at.checked_sub(1).is_some_and(|at| self.gaps[at].contains(&position.0))
     }
 
     /// An index may go on naming the messages of the topic; it need not.
@@ -383,7 +489,8 @@ impl SegmentFacts {
             known += wanted.len() as u64;
             let born = if self.has_deletions { wanted.first().map(|first| first.1) } else { None };
             let found = file.entries(store, key, born.unwrap_or_default())?;
-            let mut found = found.into_iter().filter(|(_, sealed)| {
+            let found = found.into_iter().filter(|(_, sealed)| !self.is_in_gap(sealed.entry.position));
+            let mut found = found.filter(|(_, sealed)| {
                 let is_there = find(blocks, sealed.entry.position).is_some();
                 gone += u64::from(!is_there);
                 is_there
@@ -414,6 +521,9 @@ impl SegmentFacts {
             return differs(format!("the segment has {known} messages, the index {}", header.messages));
         }
         let is_whole = header.end == ended.end && is_without_gaps(blocks, &self.config);
+        if !self.gaps.is_empty() {
+            known += file.count_entries(store, |position| self.is_in_gap(position))?;
+        }
         if is_whole && !self.has_deletions && header.messages != known {
             return differs(format!("the segment has {known} messages, the index {}", header.messages));
         }

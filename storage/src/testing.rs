@@ -168,7 +168,7 @@ pub(crate) fn recover_all(disk: &mut Disk, config: &LogConfig) -> (Recovered, Re
             Record::Metadata { position, store_timestamp, body, .. } => {
                 seen.push(Seen { position, store_timestamp, body: body.to_vec() });
             }
-            Record::Message { .. } => panic!("tests append metadata"),
+            Record::Message { .. } | Record::Gap { .. } => panic!("tests append metadata"),
         })
         .expect("the disk can be read");
         (recovered, report, seen)

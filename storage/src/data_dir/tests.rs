@@ -260,7 +260,7 @@ impl RealLog {
         let (recovered, report) =
             recover(&mut dir.store(1), &config, None, &mut |record: Record<'_>| match record {
                 Record::Metadata { body, .. } => found.push(body.to_vec()),
-                Record::Message { .. } => panic!("none was appended"),
+                Record::Message { .. } | Record::Gap { .. } => panic!("none was appended"),
             })
             .unwrap();
         assert_eq!(report.damaged, []);
@@ -355,4 +355,62 @@ fn what_lies_in_a_segment_that_was_there_at_a_start_is_no_part_of_the_log() {
         assert!(found == bodies, "recycled: {is_recycled}: {} of {} are there", found.len(), bodies.len());
         assert_eq!(report.cut_blocks, 0);
     }
+}
+
+fn fill_segment(shard_dir: &Path, segment: SegmentBase) {
+    let wanted = Prepare { segment, from: 0, to: SEGMENT_BYTES };
+    assert_eq!(prepare(shard_dir, wanted, SEGMENT_BYTES).unwrap(), SEGMENT_BYTES);
+}
+
+#[test]
+fn a_file_made_aside_takes_a_segments_place_and_gives_room_back() {
+    let scratch = Scratch::new();
+    let (dir, segment) = (&scratch.0, SegmentBase(SEGMENT_BYTES));
+    fill_segment(dir, segment);
+    assert_eq!(segment_room(dir, segment).unwrap(), Some(SEGMENT_BYTES));
+    let mut pages = aligned_buffer(8192);
+    pages.resize(8192, 3);
+    let aside = Aside::create(dir, segment, SEGMENT_BYTES).unwrap();
+    aside.write(40_960, &pages).unwrap();
+    aside.finish().unwrap();
+    let mut found = aligned_buffer(4096);
+    found.resize(4096, 0);
+    assert_eq!(FsStore::aside(dir.clone()).read_at(segment, 45_056, &mut found).unwrap(), 4096);
+    assert!(found == pages[..4096]);
+
+    // What is not sealed counts in full, what is made aside not at all.
+    assert_eq!(shard_use(dir).unwrap(), ShardUse { bytes: SEGMENT_BYTES, spares: 0 });
+    let freed = replace_segment(dir, segment).unwrap();
+    assert_eq!(freed, Some(SEGMENT_BYTES - 8192));
+    assert_eq!(names(dir), [segment.file_name()]);
+    assert_eq!(segment_room(dir, segment).unwrap(), Some(8192));
+    assert_eq!(shard_use(dir).unwrap().bytes, SEGMENT_BYTES);
+    fs::write(index_path(dir, segment), [1; 100]).unwrap();
+    assert_eq!(shard_use(dir).unwrap().bytes, 8192 + 100);
+    let bytes = fs::read(segment_path(dir, segment)).unwrap();
+    assert!(bytes.len() as u64 == SEGMENT_BYTES && bytes[40_960..49_152] == pages[..]);
+    assert!(bytes.iter().filter(|byte| **byte != 0).count() == pages.len());
+    // It has holes: no log is to run into them.
+    assert!(!remove_segment(dir, segment, SEGMENT_BYTES, true).unwrap());
+}
+
+#[test]
+fn what_is_made_aside_goes_with_its_segment_or_at_a_start() {
+    let scratch = Scratch::new();
+    let dir = &scratch.0;
+    // The segment went meanwhile.
+    drop(Aside::create(dir, SegmentBase(0), SEGMENT_BYTES).unwrap());
+    assert_eq!(replace_segment(dir, SegmentBase(0)).unwrap(), None);
+    assert_eq!(names(dir), [""; 0]);
+    // The broker was killed.
+    fill_segment(dir, SegmentBase(0));
+    drop(Aside::create(dir, SegmentBase(0), SEGMENT_BYTES).unwrap());
+    drop(Aside::create(dir, SegmentBase(0), SEGMENT_BYTES).unwrap());
+    assert_eq!(names(dir).len(), 2);
+    assert_eq!(FsStore::new(dir.clone()).indexes().unwrap(), []);
+    assert_eq!(names(dir), [SegmentBase(0).file_name()]);
+    // A snapshot would keep what is given up.
+    fs::hard_link(segment_path(dir, SegmentBase(0)), dir.join("elsewhere")).unwrap();
+    assert_eq!(segment_room(dir, SegmentBase(0)).unwrap(), None);
+    assert!(room_left(dir).unwrap() > 0);
 }

@@ -381,6 +381,7 @@ mod fixture {
                         body.escape_ascii()
                     )
                 }
+                Record::Gap { position, bytes, .. } => format!("{position} gap of {bytes} bytes\n"),
             };
         })
         .unwrap();

@@ -1,9 +1,11 @@
 //! The first page of an index: what a shard keeps in memory of a sealed segment.
 
+use std::ops::Range;
+
 use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
 
 use super::page::{self, EntryItem, Item, KeyItem, MarkItem, Page, QueueItem, u32_at, u64_at};
-use super::{ChainPoint, IndexError, PAGE_BYTES, PageId};
+use super::{ChainPoint, EntryPlace, IndexError, PAGE_BYTES, PageId, QueueKey};
 use crate::block::LogIdentity;
 use crate::segment::SegmentBase;
 
@@ -199,7 +201,7 @@ impl IndexHeader {
     }
 
     /// Whether bytes that were read are the page of this index that they should be.
-    pub(super) fn check_page(
+    pub(crate) fn check_page(
         &self,
         bytes: &[u8],
         identity: LogIdentity,
@@ -221,6 +223,45 @@ impl IndexHeader {
             return Err(IndexError::NotAsked);
         };
         checked.map_err(IndexError::Content)
+    }
+
+    /// Pages that say which queues there are.
+    pub(crate) fn queue_pages(&self) -> Range<u32> {
+        self.queues.first_page..self.queues.first_page + self.queues.pages
+    }
+
+    /// The runs of queues in such a page, which was checked, with the numbers of their entries.
+    pub(crate) fn queues_in(&self, page: &[u8]) -> impl Iterator<Item = (QueueKey, Range<u32>)> {
+        let items = Page::new(page).items::<QueueItem>();
+        // They are among the entries, which was checked.
+        items.map(|item| (item.key, item.first_entry..item.first_entry + item.count))
+    }
+
+    /// Pages that hold these entries, as far as there are so many, each with the places of its own that are meant.
+    pub(crate) fn entry_pages(
+        &self,
+        entries: Range<u32>,
+    ) -> impl Iterator<Item = (u32, Range<usize>)> + use<> {
+        let per_page = EntryItem::PER_PAGE as u32;
+        let count = self.entries.items as u32; // as `read` checks
+        let (from, to) = (entries.start.min(count), entries.end.min(count));
+        let first_page = self.entries.first_page;
+        (from / per_page..to.div_ceil(per_page)).map(move |page| {
+            let first = page * per_page;
+            let meant = from.saturating_sub(first)..(to - first).min(per_page);
+            (first_page + page, meant.start as usize..meant.end as usize)
+        })
+    }
+
+    /// What some entries of a page say, which was checked.
+    pub(crate) fn places_in(&self, page: &[u8], entries: Range<usize>) -> impl Iterator<Item = EntryPlace> {
+        let at = |relative: u32| PhysicalOffset(self.base.0 + u64::from(relative));
+        let items = entries.map(move |index| Page::new(page).item::<EntryItem>(index));
+        items.map(move |item| EntryPlace {
+            position: at(item.position),
+            bytes: item.size,
+            block: at(item.block),
+        })
     }
 
     /// Marks that cover the segment up to the end of its last block.

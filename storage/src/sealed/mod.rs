@@ -119,6 +119,15 @@ pub struct SealedEntry {
     pub block: PhysicalOffset,
 }
 
+/// Where an index says that a message is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EntryPlace {
+    pub(crate) position: PhysicalOffset,
+    pub(crate) bytes: u32,
+    /// Start of the block around it.
+    pub(crate) block: PhysicalOffset,
+}
+
 /// Pages to read before a look-up can be answered, ascending, at most 64. Ask again when `put_page` took them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Error)]
 #[error("{} pages of sealed indexes must be read first", .0.len())]
