@@ -182,6 +182,7 @@ pub fn run(config: Config) -> Result<(), BrokerError> {
                 ..config.retention
             },
             scrub_bytes_per_s: config.scrub_bytes_per_s,
+            rewrite_bytes_per_s: config.rewrite_bytes_per_s,
             sealed: ready.sealed.clone(),
             topics: ready.topics.clone(),
             inbox,

@@ -93,6 +93,11 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size_or_none")]
     scrub_rate: Option<u64>,
+    /// How fast each shard rewrites old segments without messages of topics whose own, shorter time is over, so that the disk
+    /// has their room back, like 32MiB read and written a second; 0: never [default: 32MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size_or_none")]
+    rewrite_rate: Option<u64>,
     /// How long a shard that has nothing to do looks for work before it sleeps, like 200us, at most 1ms: lowest latency for that
     /// much CPU at each pause [default: 0s, it sleeps at once]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -151,6 +156,8 @@ pub struct Config {
     pub retention: Retention,
     /// Bytes a second and shard; 0: never.
     pub scrub_bytes_per_s: u64,
+    /// Bytes a second and shard; 0: never.
+    pub rewrite_bytes_per_s: u64,
     /// See [`ringmq_ring::Config::spin`].
     pub spin: Duration,
 }
@@ -205,6 +212,7 @@ impl Settings {
             retention_size: self.retention_size.or(file.retention_size),
             retention: self.retention.or(file.retention),
             scrub_rate: self.scrub_rate.or(file.scrub_rate),
+            rewrite_rate: self.rewrite_rate.or(file.rewrite_rate),
             spin: self.spin.or(file.spin),
         }
     }
@@ -258,6 +266,7 @@ impl Settings {
                 forced: self.retention == Some(Delete::Force),
             },
             scrub_bytes_per_s: self.scrub_rate.unwrap_or(8 << 20),
+            rewrite_bytes_per_s: self.rewrite_rate.unwrap_or(32 << 20),
             spin,
         })
     }
@@ -420,7 +429,8 @@ mod tests {
         let config = resolve("", "retention-time = \"90s\"").unwrap();
         assert_eq!(config.retention.age, Duration::from_secs(90));
         assert_eq!((config.retention.bytes, config.retention.forced), (None, false));
-        assert_eq!(config.scrub_bytes_per_s, 8 << 20);
+        assert_eq!((config.scrub_bytes_per_s, config.rewrite_bytes_per_s), (8 << 20, 32 << 20));
+        assert_eq!(resolve("--rewrite-rate 1MiB", "rewrite-rate = 0").unwrap().rewrite_bytes_per_s, 1 << 20);
         assert_eq!(resolve("--scrub-rate 0", "scrub-rate = \"1MiB\"").unwrap().scrub_bytes_per_s, 0);
         assert!(
             parse_duration("72").is_err() && parse_duration("h").is_err() && parse_duration("1y").is_err()

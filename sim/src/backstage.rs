@@ -285,7 +285,9 @@ impl Housekeeping {
                         self.give(now, Job::Kept);
                     }
                 }
-                FromShard::News(News::TopicChanged { .. } | News::TopicDeleted { .. }) => {}
+                FromShard::News(
+                    News::TopicChanged { .. } | News::TopicDeleted { .. } | News::GivenUp { .. },
+                ) => {}
                 FromShard::News(News::RouteWanted { ticket, .. }) => {
                     self.tell(ToShard::Route { ticket, queues: None });
                 }

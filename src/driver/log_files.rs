@@ -56,7 +56,7 @@ impl LogFiles {
         Ok(file)
     }
 
-    /// The index of the segment is another file now, or both are to go.
+    /// A name of the segment leads to another file now, or both are to go.
     pub(super) fn forget<R: Ring>(&mut self, ring: &mut R, segment: SegmentBase) {
         let files = [self.indexes.remove(&segment), self.segments.remove(&segment)];
         files.into_iter().flatten().for_each(|file| ring.close_file(file));

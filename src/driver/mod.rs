@@ -62,6 +62,17 @@ pub enum ToShard {
         segment: SegmentBase,
         forced: bool,
     },
+    /// A segment would be rewritten without the messages of these topics.
+    GiveUp {
+        segment: SegmentBase,
+        topics: Vec<String>,
+        forced: bool,
+    },
+    /// The segment's name leads to another file now, which says the same but for what was given up.
+    Rewritten {
+        segment: SegmentBase,
+        freed_bytes: u64,
+    },
     /// The name servers know what was announced under this ticket.
     Registered {
         ticket: u64,
@@ -345,6 +356,13 @@ impl<R: Ring> Driver<R> {
                 self.shard.on_rebuilt(segment, result.map(|header| *header), &mut self.effects);
             }
             ToShard::Release { segment, forced } => self.shard.on_release(segment, forced, &mut self.effects),
+            ToShard::GiveUp { segment, topics, forced } => {
+                self.shard.on_give_up(segment, topics, forced, &mut self.effects);
+            }
+            ToShard::Rewritten { segment, freed_bytes } => {
+                self.files.forget(&mut self.ring, segment);
+                self.shard.on_rewritten(freed_bytes);
+            }
             ToShard::Route { ticket, queues } => self.shard.on_route(ticket, queues, &mut self.effects),
             ToShard::Registered { ticket } => self.shard.on_registered(ticket, &mut self.effects),
             ToShard::Stop => {

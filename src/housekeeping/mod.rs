@@ -8,6 +8,7 @@
 //! K2  A shard's channel is bounded on both sides, and neither side ever waits for the other.
 
 mod registration;
+mod rewrite;
 mod scrub;
 mod segments;
 
@@ -15,6 +16,7 @@ use crate::driver::{FromShard, ToShard};
 use crate::shard::News;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use registration::Registrar;
+pub use rewrite::{Look, Outlived, pays};
 use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::Waker;
 use ringmq_storage::{IndexHeader, LogConfig};
@@ -43,6 +45,8 @@ pub struct ShardLink {
     pub retention: Retention,
     /// How fast sealed segments are read to see whether they are still right; 0: not at all.
     pub scrub_bytes_per_s: u64,
+    /// How fast segments are rewritten without messages whose own time is over, read and written bytes; 0: not at all.
+    pub rewrite_bytes_per_s: u64,
     /// Segments that are sealed at the start.
     pub sealed: Vec<IndexHeader>,
     pub topics: Vec<TopicConfig>,
@@ -113,7 +117,7 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
     let start_keeper = |index| {
         // No bound is needed: a shard has only so many full segments.
         let (jobs, to_do) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(keep(shards.clone(), index, to_do));
+        tokio::task::spawn_local(keep(shards.clone(), index, jobs.downgrade(), to_do));
         if shards[index].scrub_bytes_per_s > 0 {
             tokio::task::spawn_local(scrub(shards.clone(), index, jobs.clone()));
         }
@@ -134,10 +138,15 @@ async fn serve(shards: &Rc<[ShardLink]>, registrar: &Registrar, notify: &Notify)
                         match news {
                             News::Log { error, line } => log(error, &line),
                             News::TopicChanged { config, ticket } => {
+                                give(Job::Topic(config.clone()));
                                 registrar.topic_changed(index, config, ticket);
                             }
                             News::RouteWanted { topic, ticket } => registrar.find_route(index, topic, ticket),
-                            News::TopicDeleted { topic } => registrar.topic_deleted(index, &topic),
+                            News::TopicDeleted { topic } => {
+                                registrar.topic_deleted(index, &topic);
+                                give(Job::TopicDeleted(topic));
+                            }
+                            News::GivenUp { segment, topics } => give(Job::GivenUp { segment, topics }),
                             News::Seal(segment) => give(Job::Seal(segment)),
                             News::Rebuild { segment, replay_from } => {
                                 give(Job::Rebuild { segment, replay_from })

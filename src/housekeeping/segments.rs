@@ -1,4 +1,4 @@
-//! Files of full segments: their indexes are written here, and the oldest segments go when they are due. The file of one
+//! Files of full segments: their indexes are written here, they are rewritten (`rewrite`), and the oldest go when they are due. The file of one
 //! that goes is kept as a spare for the log to grow into, as far as there is room for that.
 //!
 //!   shard ──Seal, Rebuild, Released, Kept──▶ one worker a shard, in order ──Sealed, Rebuilt, Release──▶ shard
@@ -6,10 +6,12 @@
 //! H1  A segment goes only after its shard has said `Released`, and its index goes before it.
 //! H2  What cannot be written is tried again until it can be; the shard keeps it in memory until then.
 //! H3  With a budget for room, a segment goes before the log takes another one: all files together take no more than that, unless
-//!     what may not go does, or for a moment an index that was just written.
+//!     what may not go does, or for a moment an index that was just written, or the new file of a segment that is being rewritten.
 
+use super::rewrite::{NotWritten, Rewriter, Written};
 use super::{RETRY, ShardLink, log};
 use crate::driver::ToShard;
+use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::types::StoreTimestamp;
 use ringmq_storage::{
     ChainPoint, Damage, FsStore, IndexHeader, LogConfig, RecoverError, SegmentBase, SegmentIndex, ShardUse,
@@ -21,7 +23,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 use tokio::task::spawn_blocking;
 
 /// How often the age of segments is looked at.
@@ -44,6 +46,10 @@ pub(super) enum Job {
     Rebuild { segment: SegmentBase, replay_from: ChainPoint },
     Released(SegmentBase),
     Kept { segment: SegmentBase, reason: String },
+    Topic(TopicConfig),
+    TopicDeleted(String),
+    GivenUp { segment: SegmentBase, topics: Vec<String> },
+    Rewritten { segment: SegmentBase, written: Result<Written, NotWritten> },
 }
 
 /// A sealed segment.
@@ -107,17 +113,24 @@ impl Tenure {
     }
 }
 
-/// Works for one shard until its jobs end.
-pub(super) async fn keep(shards: Rc<[ShardLink]>, index: usize, mut jobs: UnboundedReceiver<Job>) {
+/// Works for one shard until its jobs end; `own` leads to itself.
+pub(super) async fn keep(
+    shards: Rc<[ShardLink]>,
+    index: usize,
+    own: WeakUnboundedSender<Job>,
+    mut jobs: UnboundedReceiver<Job>,
+) {
     let shard = &shards[index];
     let tenure = Tenure::new(shard.retention, &shard.sealed);
-    let mut keeper = Keeper { shard, tenure, told_of: None };
+    let rewriter = Rewriter::new(shards.clone(), index, own);
+    let mut keeper = Keeper { shard, tenure, rewriter, told_of: None };
     keeper.serve(&mut jobs).await;
 }
 
 struct Keeper<'a> {
     shard: &'a ShardLink,
     tenure: Tenure,
+    rewriter: Rewriter,
     /// The segment that was last said to be kept though it is due, and why.
     told_of: Option<(SegmentBase, String)>,
 }
@@ -129,14 +142,19 @@ impl Keeper<'_> {
             tokio::select! {
                 job = jobs.recv() => {
                     let Some(job) = job else { return };
-                    let is_kept = matches!(job, Job::Kept { .. });
+                    // What is kept, asked for again at once, would be kept again, over and over: the next check is soon enough.
+                    let changes_room =
+                        matches!(job, Job::Seal(_) | Job::Rebuild { .. } | Job::Released(_) | Job::Rewritten { .. });
                     self.work(job).await;
-                    // Asked again at once the shard would say the same, over and over: the next check is soon enough.
-                    if is_kept {
+                    if !changes_room {
                         continue;
                     }
                 }
-                _ = check.tick() => {}
+                _ = check.tick() => self.rewriter.on_check(),
+                () = std::future::ready(()), if self.rewriter.may_look() => {
+                    self.rewriter.look().await;
+                    continue;
+                }
             }
             self.ask_for_release().await;
         }
@@ -148,6 +166,10 @@ impl Keeper<'_> {
             Job::Rebuild { segment, replay_from } => self.rebuild(segment, replay_from).await,
             Job::Released(segment) => self.remove(segment).await,
             Job::Kept { segment, reason } => self.on_kept(segment, reason),
+            Job::Topic(config) => self.rewriter.outlived().on_topic(&config),
+            Job::TopicDeleted(topic) => self.rewriter.outlived().on_topic_deleted(&topic),
+            Job::GivenUp { segment, topics } => self.rewriter.on_given_up(segment, topics).await,
+            Job::Rewritten { segment, written } => self.rewriter.on_written(segment, written).await,
         }
     }
 
@@ -168,6 +190,7 @@ impl Keeper<'_> {
             match done.map_err(io::Error::other).and_then(|done| done) {
                 Ok(header) => {
                     self.tenure.on_sealed(&header);
+                    self.rewriter.outlived().on_sealed(&header);
                     return self.shard.tell(ToShard::Sealed(Box::new(header)));
                 }
                 Err(error) => {
@@ -223,6 +246,7 @@ impl Keeper<'_> {
             Err(error) => log(true, &format!("{name}: segment {segment} cannot be deleted: {error}")),
         }
         self.tenure.on_gone(segment);
+        self.rewriter.outlived().on_gone(segment);
     }
 
     async fn ask_for_release(&mut self) {

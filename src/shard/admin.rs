@@ -1,5 +1,6 @@
 //! Membership and what operators ask: topics, groups, connections, the broker itself.
 
+use super::attributes::TopicPolicy;
 use super::effects::{Effects, News, ReplyTo};
 use super::filter::Filter;
 use super::groups::Client;
@@ -20,7 +21,7 @@ use ringmq_protocol::request::{
     GetProducerConnectionListRequest, GetTopicConfigRequest, GetTopicStatsInfoRequest, HeartbeatResponse,
     QueryTopicConsumeByWhoRequest, UnregisterClientRequest,
 };
-use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_protocol::types::{QueueId, QueueOffset, StoreTimestamp};
 use ringmq_storage::{Missing, QueueIx};
 use std::collections::BTreeMap;
 
@@ -256,13 +257,16 @@ impl Shard {
         if self.topics.len() >= TOPICS_MAX && self.topics.get(&config.topic_name).is_none() {
             return Err(Refusal::too_many_topics());
         }
+        let known = self.topics.get(&config.topic_name).and_then(|topic| topic.policy.retention_ms);
+        let wanted = TopicPolicy::of(&config.attributes).retention_ms;
+        if let Some(until_now) = known.filter(|until_now| wanted.is_none_or(|wanted| wanted > *until_now)) {
+            // What was over by the shorter time does not come back with the longer one.
+            let before = StoreTimestamp(self.now.wall_ms.saturating_sub(until_now));
+            self.give_up(std::slice::from_ref(&config.topic_name), before)?;
+        }
         let block = self.append_record(kind::TOPIC, &config.to_json())?;
         self.topics.put(config.clone(), true);
-        let topic = self.topics.get(&config.topic_name).expect("just put");
-        for queue in topic.known_queues() {
-            let state = &mut self.queues[queue.0 as usize];
-            (state.retention_ms, state.min_releases) = (topic.policy.retention_ms, None);
-        }
+        self.refresh_queues(&config.topic_name);
         let news = News::TopicChanged { config, ticket: None };
         self.pending(block).announcements.push(Announcement { news, waiter });
         Ok(())
@@ -389,6 +393,7 @@ impl Shard {
             put("msgPutTotalTodayNow", &self.counts.messages_in),
             put("msgGetTotalTodayNow", &self.counts.messages_out),
             put("putMessageSizeTotal", &self.counts.bytes_in),
+            put("roomGivenBackTotal", &self.counts.room_given_back),
             put("heldPulls", &self.holds.len()),
             put("heldPops", &self.pops.holds.len()),
             put("messagesInFlight", &self.pops.flights.len()),

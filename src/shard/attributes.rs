@@ -4,6 +4,7 @@
 //!   ringmq.retention   90s, 15m, 12h …  messages older than this are not delivered any more
 
 use super::FlushDiskType;
+use ringmq_protocol::body::TopicConfig;
 use std::collections::BTreeMap;
 
 const FLUSH: &str = "ringmq.flush";
@@ -24,6 +25,11 @@ impl TopicPolicy {
             retention_ms: attributes.get(RETENTION).and_then(|value| millis(value)),
         }
     }
+}
+
+/// For how many milliseconds a topic keeps its messages, if it has a time of its own.
+pub fn own_retention_ms(config: &TopicConfig) -> Option<i64> {
+    TopicPolicy::of(&config.attributes).retention_ms
 }
 
 /// Applies changes as RocketMQ's tools write them: `+name=value` and `-name`, separated by commas.

@@ -12,7 +12,7 @@ use super::pop::encode_flights;
 use super::records::{self, kind};
 use super::{Refusal, Shard, groups::Groups};
 use ringmq_protocol::body::Body;
-use ringmq_protocol::types::QueueOffset;
+use ringmq_protocol::types::{QueueOffset, StoreTimestamp};
 use ringmq_storage::{ChainPoint, SegmentBase};
 use std::collections::VecDeque;
 
@@ -20,6 +20,8 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 enum Piece {
     Topic(Box<str>),
+    /// Up to which time a topic is given up.
+    GivenUp(Box<str>),
     Group(Box<str>),
     /// Offsets of a group for a topic.
     Offsets(Box<str>, Box<str>),
@@ -142,6 +144,8 @@ impl Shard {
         pieces.extend(
             topics.iter().filter(|t| t.is_recorded).map(|t| Piece::Topic(name(&t.config.topic_name))),
         );
+        let given_up = topics.iter().filter(|topic| topic.given_up > StoreTimestamp(0));
+        pieces.extend(given_up.map(|t| Piece::GivenUp(name(&t.config.topic_name))));
         pieces.extend(self.groups.configs.keys().map(|group| Piece::Group(name(group))));
         pieces.extend(self.offsets.pairs().into_iter().map(|(g, t)| Piece::Offsets(name(g), name(t))));
         pieces.extend(self.offsets.groups_with_resets().map(|group| Piece::Resets(name(group))));
@@ -161,6 +165,10 @@ impl Shard {
                 kind::TOPIC,
                 self.topics.get(topic).map(|topic| topic.config.to_json()).into_iter().collect(),
             ),
+            Piece::GivenUp(name) => {
+                let given_up = self.topics.get(name).map(|topic| (&**name, topic.given_up));
+                (kind::GIVEN_UP, records::encode_given_up(given_up.into_iter()))
+            }
             Piece::Group(group) => (
                 kind::GROUP,
                 self.groups

@@ -13,10 +13,13 @@
 //!     and nobody waits for ever.
 //! C6  While messages are being sent, old ones come in small pieces: reads and answers are shorter, and a turn gives
 //!     one answer out of what was read. Who sends waits for the rest of a turn, and for the read that the disk is at.
+//! C7  Where messages were left out of a segment that was rewritten, an index may still name them: they are not there. Nobody is to
+//!     get there, as no queue begins before what it has given up; but a log that lost that record has only this.
 
 use super::Shard;
 use super::delay::DelayLevel;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
+use super::expiry::is_message;
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{
@@ -121,12 +124,17 @@ impl Stretch {
         self.bytes.get((position.0 - self.start.0) as usize..).unwrap_or_default()
     }
 
+    /// Whether the block that begins here is there and was found right.
+    fn has(&self, block: PhysicalOffset) -> bool {
+        self.blocks.binary_search_by_key(&block, |b| b.start).is_ok()
+    }
+
     fn range(&self, range: LogRange) -> Seen {
-        match self.blocks.binary_search_by_key(&range.block, |block| block.start) {
-            Ok(_) => Seen::Bytes(self.slice(range.position, range.len)),
-            Err(_) if range.block > self.start => Seen::Behind(self.next),
-            Err(_) => Seen::Nothing,
+        if !self.has(range.block) {
+            return if range.block > self.start { Seen::Behind(self.next) } else { Seen::Nothing };
         }
+        let bytes = self.slice(range.position, range.len);
+        if is_message(&bytes) { Seen::Bytes(bytes) } else { Seen::Nothing } // C7
     }
 
     /// The message that begins at a position.
@@ -213,8 +221,7 @@ impl ColdReads {
 
     /// A kept stretch that has the block at `block`.
     fn kept(&self, block: PhysicalOffset) -> Option<&Rc<Stretch>> {
-        let has = |stretch: &&Rc<Stretch>| stretch.blocks.binary_search_by_key(&block, |b| b.start).is_ok();
-        self.kept.iter().rev().find(has)
+        self.kept.iter().rev().find(|stretch| stretch.has(block))
     }
 
     fn keep(&mut self, stretch: Rc<Stretch>) {
@@ -257,9 +264,7 @@ impl ColdReads {
         let from = ReadAt { block: stretch.start, is_exact: false };
         let to = ReadAt { block: stretch.next, is_exact: false };
         let waiting = self.waiting.range((from, 0)..(to, 0)).map(|(key, _)| *key);
-        let is_there = |(at, _): &(ReadAt, Ticket)| {
-            stretch.blocks.binary_search_by_key(&at.block, |block| block.start).is_ok()
-        };
+        let is_there = |(at, _): &(ReadAt, Ticket)| stretch.has(at.block);
         let found: Vec<(ReadAt, Ticket)> = waiting.filter(is_there).collect();
         found.into_iter().filter_map(|(at, ticket)| self.take(at, ticket)).collect()
     }
@@ -631,15 +636,14 @@ impl Shard {
                     match stretch.range(range) {
                         Seen::Bytes(found) => *bytes = Some(found),
                         // What lies before the stretch, or behind it, is read with another.
-                        Seen::Nothing => *is_lost = range.block == stretch.start,
+                        Seen::Nothing => *is_lost = range.block == stretch.start || stretch.has(range.block),
                         Seen::Behind(_) => {}
                     }
                 }
                 self.read_popped(read, fx);
             }
             Purpose::PopAgain { pop, block } => {
-                let is_there = stretch.blocks.binary_search_by_key(&block, |b| b.start).is_ok();
-                self.pop_again(pop, block, is_there.then_some(stretch.bytes.len() as u64), fx);
+                self.pop_again(pop, block, stretch.has(block).then_some(stretch.bytes.len() as u64), fx);
             }
             Purpose::Revive { revive, range } => match stretch.range(range) {
                 Seen::Bytes(message) => self.on_revived(revive, Some(message), fx),
@@ -659,7 +663,7 @@ impl Shard {
         }
     }
 
-    /// A range, if a kept stretch has it.
+    /// A range, if a kept stretch has it. It may be a gap: [`is_message`] tells.
     pub(super) fn kept_range(&self, range: LogRange) -> Option<Bytes> {
         Some(self.cold.kept(range.block)?.slice(range.position, range.len))
     }

@@ -179,6 +179,11 @@ pub enum News {
         segment: SegmentBase,
         reason: String,
     },
+    /// These topics have given up for good what they have in a segment: it can be rewritten without that. In answer to `on_give_up`.
+    GivenUp {
+        segment: SegmentBase,
+        topics: Vec<String>,
+    },
     /// A line for the operator.
     Log {
         error: bool,

@@ -13,11 +13,12 @@ use super::find::Find;
 use super::hold::Pull;
 use super::limits::{INDEX_READS_MAX, LOOKUPS_WAITING_MAX, RETENTION_CHECK_MS};
 use super::pop::{Pop, Revive};
+use super::topics::oldest;
 use super::{Refusal, Shard};
 use bytes::Bytes;
 use ringmq_protocol::code::ResponseCode;
 use ringmq_protocol::frame::Frame;
-use ringmq_protocol::types::{QueueOffset, StoreTimestamp};
+use ringmq_protocol::types::QueueOffset;
 use ringmq_storage::{IndexHeader, Missing, PAGE_BYTES, PageId, QueueIx, SealedEntry, SegmentBase};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -34,6 +35,11 @@ pub(super) enum Waiter {
     },
     Release {
         segment: SegmentBase,
+        forced: bool,
+    },
+    GiveUp {
+        segment: SegmentBase,
+        topics: Vec<String>,
         forced: bool,
     },
     /// A delay level looks at its queue.
@@ -88,6 +94,7 @@ impl Shard {
     fn min_offset(&mut self, queue: QueueIx) -> Result<QueueOffset, Missing> {
         let state = &self.queues[queue.0 as usize];
         let (visible, retention_ms, now_ms) = (state.visible, state.retention_ms, self.now.monotonic_ms);
+        let oldest = oldest(retention_ms, state.given_up, self.now.wall_ms);
         let is_fresh = retention_ms.is_none() || now_ms < state.min_until_ms;
         if state.min_releases == Some(self.releases) && is_fresh {
             return Ok(state.min);
@@ -98,11 +105,8 @@ impl Shard {
         } else {
             self.sealed.first_offset(sealed_queue)?.unwrap_or_else(|| self.index.memory_start(queue))
         };
-        let min = match retention_ms {
-            Some(retention_ms) => {
-                let oldest = StoreTimestamp(self.now.wall_ms - retention_ms);
-                min.max(self.first_at_time(queue, oldest, false, visible)?.unwrap_or(visible))
-            }
+        let min = match oldest {
+            Some(oldest) => min.max(self.first_at_time(queue, oldest, false, visible)?.unwrap_or(visible)),
             None => min,
         };
         let state = &mut self.queues[queue.0 as usize];
@@ -210,6 +214,7 @@ impl Shard {
                 self.on_frame(connection, peer, &frame, fx);
             }
             Waiter::Release { segment, forced } => self.on_release(segment, forced, fx),
+            Waiter::GiveUp { segment, topics, forced } => self.on_give_up(segment, topics, forced, fx),
             Waiter::Delay(level) => self.deliver_level(level, fx),
             Waiter::Pop(pop) => drop(self.evaluate_pop(pop, fx)),
             Waiter::Revive(revive) => self.revive(revive, fx),
@@ -243,6 +248,9 @@ impl Shard {
             }
             Waiter::Release { segment, .. } => {
                 return fx.news.push(News::Kept { segment, reason: remark.to_owned() });
+            }
+            Waiter::GiveUp { segment, .. } => {
+                return fx.news.push(News::GivenUp { segment, topics: Vec::new() });
             }
             Waiter::Delay(level) => return self.deliver_later(level),
             Waiter::Pop(pop) => pop.to,

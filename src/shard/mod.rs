@@ -9,7 +9,7 @@
 //!   locks     strict order               records   settings in the log      recovery  all of it, from the log
 //!   progress  how far groups are         group_admin  settings of groups    relay     questions to clients
 //!   find      messages by key            lookups   reads of sealed indexes  checkpoint  the small state, again and again
-//!   retention what may be deleted      attributes what a topic has of its own
+//!   retention what may be deleted      expiry    topics with a time of their own    attributes what a topic has of its own
 //!   pop       messages one by one      assignment  who consumes which queues
 //!   delay     messages for later       retry     what consumers could not process
 //!
@@ -25,6 +25,7 @@ mod checkpoint;
 mod cold;
 mod delay;
 mod effects;
+mod expiry;
 mod filter;
 mod find;
 mod group_admin;
@@ -50,6 +51,7 @@ mod topics;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::own_retention_ms;
 pub use delay::DelayTable;
 pub use effects::{ConnectionId, Effects, FileRead, LogFile, News, Replies, ReplyTo};
 pub use recovery::Boot;
@@ -172,6 +174,8 @@ struct Counts {
     messages_in: u64,
     bytes_in: u64,
     messages_out: u64,
+    /// Bytes that the disk has back from segments that were rewritten.
+    room_given_back: u64,
 }
 
 /// A topic to be announced once its record is durable, and who waits for that.
@@ -437,13 +441,18 @@ impl Shard {
             // What is staged will never be durable.
             return Err(Refusal::of_append(AppendError::Poisoned { reason: reason.to_owned() }));
         }
-        let last =
-            self.log.open_block_seq().or_else(|| Some(BlockSeq(self.log.next_block().0.checked_sub(1)?)));
-        match last.filter(|_| is_behind) {
+        match self.last_staged() {
             Some(block) => self.pending(block).replies.push(to, ResponseCode::SUCCESS, None, &(), body),
             None => fx.replies.push(to, ResponseCode::SUCCESS, None, &(), body),
         }
         Ok(())
+    }
+
+    /// The last block that is not durable yet, if there is any.
+    fn last_staged(&self) -> Option<BlockSeq> {
+        let last =
+            self.log.open_block_seq().or_else(|| Some(BlockSeq(self.log.next_block().0.checked_sub(1)?)));
+        last.filter(|_| self.log.staged_bytes() > 0)
     }
 
     /// Writes the offsets that are only noted, and names the last block that holds one, if there were any.

@@ -24,6 +24,7 @@ pub(super) use waiting::PopHolds;
 
 use super::cold::{LogRange, Purpose};
 use super::effects::{Effects, ReplyTo};
+use super::expiry::is_message;
 use super::filter::Filter;
 use super::limits::{
     HOLD_MS_MAX, POP_FLIGHTS_MAX, POP_INVISIBLE_MS_MAX, POP_MESSAGES_MAX, POP_QUEUE_FLIGHTS_MAX,
@@ -178,7 +179,8 @@ impl Collected {
         }
         self.messages += 1;
         self.bytes += len;
-        section.messages.push(Given { range, times, bytes, is_lost: false });
+        let is_lost = bytes.as_ref().is_some_and(|bytes| !is_message(bytes));
+        section.messages.push(Given { range, times, bytes, is_lost });
         true
     }
 }
@@ -547,8 +549,8 @@ impl Shard {
                         collected.is_cut = true;
                         return Ok(());
                     }
-                    let (message, _) =
-                        StoredMessage::parse(bytes).expect("encoded or checked by this broker");
+                    // What was left out is passed over.
+                    let Ok((message, _)) = StoredMessage::parse(bytes) else { continue };
                     collected.work += sql.cost(message.properties());
                     if !sql.matches(message.properties()) {
                         continue;

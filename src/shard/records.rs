@@ -4,7 +4,7 @@ use super::delay::DelayLevel;
 use super::limits::DELAY_LEVELS_MAX;
 use super::offsets::Commit;
 use ringmq_protocol::body::MessageQueue;
-use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, StoreTimestamp};
 use ringmq_storage::QueueMark;
 
 /// What a settings record says. The numbers are on disk.
@@ -33,6 +33,9 @@ pub(super) mod kind {
     pub(in crate::shard) const DONE: u16 = 11;
     /// JSON of a `SetMessageRequestModeBody`: how a group is to receive a topic.
     pub(in crate::shard) const REQUEST_MODE: u16 = 14;
+    // 15 is a gap, which is the storage's own.
+    /// Up to which time topics are given up, see [`super::encode_given_up`].
+    pub(in crate::shard) const GIVEN_UP: u16 = 16;
     /// Queue locks taken or given up, see [`super::encode_locks`].
     pub(in crate::shard) const LOCKS: u16 = 12;
     /// Offsets set from outside that a consumer has to take, or has taken, see [`super::encode_resets`].
@@ -186,6 +189,25 @@ pub(super) fn decode_marks(mut body: &[u8]) -> Option<(&str, Vec<(QueueId, Queue
     Some((topic, marks))
 }
 
+/// Encodes up to which time topics are given up: for each the length of its name (u8), the name, and the store time (i64 LE)
+/// before which nothing of it is there any more.
+pub(super) fn encode_given_up<'a>(topics: impl Iterator<Item = (&'a str, StoreTimestamp)>) -> Vec<Vec<u8>> {
+    encode_all(&[], topics, |body, (topic, before)| {
+        put_name(body, topic);
+        body.extend_from_slice(&before.0.to_le_bytes());
+    })
+}
+
+/// The topics of a record; `None` if the bytes make no sense.
+pub(super) fn decode_given_up(mut body: &[u8]) -> Option<Vec<(&str, StoreTimestamp)>> {
+    let rest = &mut body;
+    let mut topics = Vec::new();
+    while !rest.is_empty() {
+        topics.push((name(rest)?, StoreTimestamp(long(rest)? as i64))); // the same 64 bits
+    }
+    Some(topics)
+}
+
 /// Encodes how far delay levels are: for each its number from 1 (u32 LE), and the offset of its next message (u64 LE).
 pub(super) fn encode_levels(levels: impl Iterator<Item = (DelayLevel, QueueOffset)>) -> Vec<u8> {
     levels.flat_map(|(level, next)| level.0.to_le_bytes().into_iter().chain(next.0.to_le_bytes())).collect()
@@ -263,6 +285,15 @@ mod tests {
         }
 
         #[test]
+        fn times_survive(topics in prop::collection::vec(("[a-z%]{1,127}", any::<i64>()), 0..3000)) {
+            let topics: Vec<(&str, StoreTimestamp)> =
+                topics.iter().map(|(topic, before)| (topic.as_str(), StoreTimestamp(*before))).collect();
+            let records = encode_given_up(topics.iter().copied());
+            let decoded: Vec<_> = records.iter().flat_map(|body| decode_given_up(body).unwrap()).collect();
+            prop_assert_eq!(decoded, topics);
+        }
+
+        #[test]
         fn locks_survive(is_taken in any::<bool>(), queues in prop::collection::vec(("[a-z%]{1,127}", "[a-z-]{0,99}", any::<i32>()), 1..900)) {
             let queues: Vec<MessageQueue> =
                 queues.into_iter().map(|(topic, broker, id)| MessageQueue::new(topic, broker, id)).collect();
@@ -282,6 +313,7 @@ mod tests {
             prop_assert!(decode_resets(&body).is_none_or(|(_, commits)| commits.count() < body.len()));
             prop_assert!(decode_group_deleted(&body).is_none_or(|(_, group)| group.len() < body.len()));
             prop_assert!(decode_marks(&body).is_none_or(|(_, marks)| marks.len() <= body.len()));
+            prop_assert!(decode_given_up(&body).is_none_or(|topics| topics.len() <= body.len() / 9));
             prop_assert!(decode_levels(&body).is_none_or(|levels| levels.len() == body.len() / 12));
         }
     }

@@ -115,7 +115,8 @@ impl Shard {
         }
         for topic in state.topics.sorted() {
             for queue in topic.known_queues() {
-                state.queues[queue.0 as usize].retention_ms = topic.policy.retention_ms;
+                let of_queue = &mut state.queues[queue.0 as usize];
+                (of_queue.retention_ms, of_queue.given_up) = (topic.policy.retention_ms, topic.given_up);
             }
         }
         if let Some(newest) = state.sealed.last() {
@@ -355,6 +356,15 @@ impl State {
                     self.is_known(queue);
                 }
             }
+            kind::GIVEN_UP => {
+                let topics = records::decode_given_up(body).ok_or("topics given up that cannot be read")?;
+                for (topic, before) in topics {
+                    // One that is not known was in a block that is damaged; it will have no messages of that time.
+                    if let Some(topic) = self.topics.get_mut(topic) {
+                        topic.given_up = topic.given_up.max(before);
+                    }
+                }
+            }
             kind::DELAY => {
                 for (level, next) in records::decode_levels(body).ok_or("delay levels that cannot be read")? {
                     let index = level.queue_id().0 as usize;
@@ -420,6 +430,7 @@ impl<S: SegmentStore> Visitor<S> for State {
             Record::Metadata { position, kind, body, .. } => {
                 (position, self.apply_setting(kind, body, position, before))
             }
+            Record::Gap { .. } => return,
         };
         if let Err(problem) = applied
             && self.problems.len() < PROBLEMS_MAX

@@ -14,8 +14,9 @@ use super::effects::{Effects, News};
 use super::lookups::Waiter;
 use super::{Shard, cold};
 use ringmq_protocol::body::MessageModel;
-use ringmq_protocol::types::{PhysicalOffset, QueueId};
-use ringmq_storage::{Missing, SegmentBase};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset};
+use ringmq_storage::{Missing, QueueIx, SegmentBase};
+use std::rc::Rc;
 
 impl Shard {
     /// The housekeeping thread wants the oldest segment to go.
@@ -56,14 +57,14 @@ impl Shard {
             for queue_id in (0..config.queue_count()).map(QueueId) {
                 let Some(queue) = self.known_queue(&topic, queue_id) else { continue };
                 let next = self.offsets.get(&group, &topic, queue_id).unwrap_or_default();
-                match self.sealed_entries(queue, next, 1) {
-                    Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
+                match self.is_before(queue, next, end) {
+                    Ok(true) => {
                         // Without the offset: the reason is said again when it is another, not whenever the group moves.
                         return Ok(Some(format!(
                             "group {group} is online and has still to consume queue {queue_id} of topic {topic}"
                         )));
                     }
-                    Ok(_) => {}
+                    Ok(false) => {}
                     Err(more) => missing.0.extend(more.0),
                 }
             }
@@ -71,12 +72,30 @@ impl Shard {
         if missing.0.is_empty() { Ok(None) } else { Err(missing) }
     }
 
-    /// A message that is in flight, and was stored before `end`. What was popped in order and is due to be popped again counts while
-    /// its group is online: nobody else could want it.
+    /// Why messages in flight that were stored before `end` keep it.
     fn flight_before(&mut self, end: PhysicalOffset) -> Result<Option<String>, Missing> {
+        let mut missing = Missing::default();
+        for (group, topic, queue, first) in self.first_flights(|_| true) {
+            match self.is_before(queue, first, end) {
+                Ok(true) => {
+                    return Ok(Some(format!("messages of topic {topic} are in flight for group {group}")));
+                }
+                Ok(false) => {}
+                Err(more) => missing.0.extend(more.0),
+            }
+        }
+        if missing.0.is_empty() { Ok(None) } else { Err(missing) }
+    }
+
+    /// The first message in flight of each queue and group of the topics that are meant. What was popped in order and is due to be
+    /// popped again counts while its group is online: nobody else could want it.
+    pub(super) fn first_flights(
+        &self,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> Vec<(Rc<str>, Rc<str>, QueueIx, QueueOffset)> {
         let now = self.now.wall_ms;
         let mut firsts = Vec::new();
-        for of in self.pops.flights.all() {
+        for of in self.pops.flights.all().filter(|of| is_meant(&of.topic)) {
             let is_online = self.groups.consumer_group(&of.group).is_some();
             let mut wanted = of.flights.iter().filter(|(_, f)| !f.is_ordered || f.until > now || is_online);
             if let Some((first, _)) = wanted.next()
@@ -85,17 +104,18 @@ impl Shard {
                 firsts.push((of.group.clone(), of.topic.clone(), queue, *first));
             }
         }
-        let mut missing = Missing::default();
-        for (group, topic, queue, first) in firsts {
-            match self.sealed_entries(queue, first, 1) {
-                Ok(entries) if entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end) => {
-                    return Ok(Some(format!("messages of topic {topic} are in flight for group {group}")));
-                }
-                Ok(_) => {}
-                Err(more) => missing.0.extend(more.0),
-            }
-        }
-        if missing.0.is_empty() { Ok(None) } else { Err(missing) }
+        firsts
+    }
+
+    /// Whether the first message of a queue from an offset on was stored before `end`, in a sealed segment.
+    pub(super) fn is_before(
+        &mut self,
+        queue: QueueIx,
+        from: QueueOffset,
+        end: PhysicalOffset,
+    ) -> Result<bool, Missing> {
+        let entries = self.sealed_entries(queue, from, 1)?;
+        Ok(entries.first().is_some_and(|(_, sealed)| sealed.entry.position < end))
     }
 
     /// Once a turn: segments whose last read has ended are handed over.

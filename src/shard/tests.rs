@@ -2,6 +2,7 @@
 
 mod cold;
 mod delay;
+mod expiry;
 mod filters;
 mod groups;
 mod holds;

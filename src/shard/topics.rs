@@ -5,7 +5,7 @@ use super::attributes::TopicPolicy;
 use super::limits::TOPIC_QUEUES_MAX;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::name::RMQ_SYS_SCHEDULE_TOPIC;
-use ringmq_protocol::types::{QueueId, QueueOffset};
+use ringmq_protocol::types::{QueueId, QueueOffset, StoreTimestamp};
 use ringmq_storage::{QueueIndex, QueueIx};
 use rustc_hash::FxHashMap;
 
@@ -14,6 +14,8 @@ pub(super) struct Topic {
     /// False for topics that every broker has by itself: they are in no record.
     pub(super) is_recorded: bool,
     pub(super) policy: TopicPolicy,
+    /// Messages that were stored before this are given up for good.
+    pub(super) given_up: StoreTimestamp,
     /// By queue id, once used.
     queues: Vec<Option<QueueIx>>,
 }
@@ -40,9 +42,15 @@ impl Topic {
             if states.len() <= queue.0 as usize {
                 states.resize_with(queue.0 as usize + 1, QueueState::default);
             }
-            states[queue.0 as usize].retention_ms = self.policy.retention_ms;
+            let state = &mut states[queue.0 as usize];
+            (state.retention_ms, state.given_up) = (self.policy.retention_ms, self.given_up);
             queue
         })
+    }
+
+    /// Messages that were stored before this are not delivered any more; `None` if only the log's own age counts.
+    pub(super) fn oldest(&self, now_ms: i64) -> Option<StoreTimestamp> {
+        oldest(self.policy.retention_ms, self.given_up, now_ms)
     }
 
     /// The queues that were ever used.
@@ -56,6 +64,16 @@ impl Topic {
     }
 }
 
+/// See [`Topic::oldest`].
+pub(super) fn oldest(
+    retention_ms: Option<i64>,
+    given_up: StoreTimestamp,
+    now_ms: i64,
+) -> Option<StoreTimestamp> {
+    let by_age = StoreTimestamp(now_ms.saturating_sub(retention_ms.unwrap_or(i64::MAX)));
+    Some(by_age.max(given_up)).filter(|oldest| *oldest > StoreTimestamp(0))
+}
+
 /// What consumers may see of a queue.
 #[derive(Default)]
 pub(super) struct QueueState {
@@ -66,6 +84,8 @@ pub(super) struct QueueState {
     pub(super) min_releases: Option<u64>,
     /// Messages older than this are not delivered; `min` is right until the monotonic time beside it.
     pub(super) retention_ms: Option<i64>,
+    /// Nor are those that were stored before this.
+    pub(super) given_up: StoreTimestamp,
     pub(super) min_until_ms: i64,
     /// The queue went with its topic. Its number is not used again.
     pub(super) is_removed: bool,
@@ -88,7 +108,8 @@ impl Topics {
             None => {
                 let name = config.topic_name.as_str().into();
                 let policy = TopicPolicy::of(&config.attributes);
-                self.by_name.insert(name, Topic { config, is_recorded, policy, queues: Vec::new() });
+                let (given_up, queues) = (StoreTimestamp(0), Vec::new());
+                self.by_name.insert(name, Topic { config, is_recorded, policy, given_up, queues });
             }
         }
     }

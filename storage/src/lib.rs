@@ -60,7 +60,7 @@ pub use recover::{
     Damage, RecoverError, Recovered, RecoveryReport, SegmentEnd, SegmentStore, Visitor, recover, scan_segment,
 };
 pub use rewrite::{Rewrite, RewriteError};
-pub use scan::{Found, IndexFile, IndexProblem, SegmentFacts, SegmentScan, read_index_header};
+pub use scan::{Found, IndexFile, IndexProblem, Remains, SegmentFacts, SegmentScan, read_index_header};
 pub use sealed::{
     ChainPoint, IndexHeader, Missing, PAGE_BYTES, PageId, QueueKey, SealedEntry, SealedQueue, SealedSegments,
     SegmentIndex,

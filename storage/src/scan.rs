@@ -31,8 +31,8 @@ use crate::sealed::{
 use crate::segment::{BlockEntry, SegmentBase, SegmentBlocks};
 use crate::tail::{MEMORY_ALIGN, aligned_buffer};
 
-/// Bytes of one read, unless a block is larger.
-const WINDOW_BYTES: usize = 1 << 20;
+/// Bytes of one read, unless a block is larger. Segments of tests are not to fit into one.
+const WINDOW_BYTES: usize = if cfg!(test) { 64 << 10 } else { 1 << 20 };
 /// Entries that are compared at a time.
 const ENTRIES_AT_ONCE: usize = 1024;
 /// Room for every page that one look-up touches; the rest is speed.
@@ -140,16 +140,21 @@ impl SegmentScan {
     }
 
     fn show<S: SegmentStore>(&mut self, store: &mut S, header: BlockHeader) -> io::Result<Found<'_>> {
-        let (start, len) = (header.position.0, block_len(&header));
-        if !self.load(store, start, len)? {
+        if !self.load(store, header.position.0, block_len(&header))? {
             return Err(io::Error::other(
                 "a block was there when it was first read, and not the second time",
             ));
         }
+        let header = self.header_in_window(header.position.0).unwrap_or(header);
         self.at = header.end();
         self.time = header.store_timestamp;
         self.previous_crc = Some(chain_crc(&self.block(&header)));
         Ok(Found::Block(self.block(&header)))
+    }
+
+    fn header_in_window(&self, position: u64) -> Option<BlockHeader> {
+        let bytes = self.in_window(position, HEADER_BYTES);
+        BlockHeader::read(bytes, self.config.identity(), PhysicalOffset(position)).ok()
     }
 
     /// A block that is loaded.
@@ -163,15 +168,14 @@ impl SegmentScan {
         if !self.load(store, position, HEADER_BYTES)? {
             return Ok(None);
         }
-        let identity = self.config.identity();
-        let bytes = self.in_window(position, HEADER_BYTES);
-        let Ok(header) = BlockHeader::read(bytes, identity, PhysicalOffset(position)) else {
-            return Ok(None);
-        };
+        let Some(header) = self.header_in_window(position) else { return Ok(None) };
         let len = block_len(&header);
         if header.store_timestamp < self.time || !self.load(store, position, len)? {
             return Ok(None);
         }
+        // A segment that was rewritten meanwhile has another file now, in which the block has the same length.
+        let header = self.header_in_window(position).filter(|header| block_len(header) == len);
+        let Some(header) = header else { return Ok(None) };
         Ok(header.verify(self.in_window(position, len)).is_ok().then_some(header))
     }
 
@@ -263,6 +267,15 @@ pub fn read_index_header<S: SegmentStore>(
     }
 }
 
+/// What would be left of a segment without the messages of some topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// Room on the disk.
+    pub bytes: u64,
+    /// Those of the topics that have messages in it.
+    pub topics: BTreeSet<TopicHash>,
+}
+
 /// The index file of one segment, read page by page as look-ups need it.
 pub struct IndexFile {
     config: LogConfig,
@@ -335,15 +348,24 @@ impl IndexFile {
         store: &mut S,
         topics: &BTreeSet<TopicHash>,
         bytes: u64,
-    ) -> Result<Option<u64>, IndexProblem> {
-        let (mut dead, mut live) = (Vec::new(), Vec::new());
+    ) -> Result<Option<Remains>, IndexProblem> {
+        let (mut dead, mut live, mut present) = (Vec::new(), Vec::new(), BTreeSet::new());
         for page in self.header.queue_pages() {
             let bytes = self.read_page(store, page)?;
-            for (key, entries) in self.header.queues_in(&bytes) {
-                let of: &mut Vec<Range<u32>> =
-                    if topics.contains(&key.topic) { &mut dead } else { &mut live };
-                of.push(entries);
+            for (key, entries) in self.header.queues_in(&bytes).filter(|(_, entries)| !entries.is_empty()) {
+                let is_dead = topics.contains(&key.topic);
+                if is_dead {
+                    present.insert(key.topic);
+                }
+                let of: &mut Vec<Range<u32>> = if is_dead { &mut dead } else { &mut live };
+                match of.last_mut() {
+                    Some(last) if last.end == entries.start => last.end = entries.end,
+                    _ => of.push(entries),
+                }
             }
+        }
+        if present.is_empty() {
+            return Ok(None);
         }
         let mut dead_bytes = 0;
         let mut kept =
@@ -354,25 +376,23 @@ impl IndexFile {
             let kept_to = kept.len();
             kept[(first as usize).min(kept_to)..(last as usize + 1).min(kept_to)].fill(true);
         };
-        for entries in dead.into_iter().filter(|entries| !entries.is_empty()) {
+        for entries in dead {
             self.each_entry(store, entries, |entry| {
                 dead_bytes += u64::from(entry.bytes);
                 keep(entry.block.0, (HEADER_BYTES + GAP_BYTES_MIN) as u64);
             })?;
         }
-        if dead_bytes == 0 {
-            return Ok(None);
-        }
         if dead_bytes < bytes / 2 {
-            return Ok(Some(bytes));
+            return Ok(Some(Remains { bytes, topics: present }));
         }
-        for entries in live.into_iter().filter(|entries| !entries.is_empty()) {
+        for entries in live {
             self.each_entry(store, entries, |entry| {
                 keep(entry.block.0, HEADER_BYTES as u64);
                 keep(entry.position.0, u64::from(entry.bytes.max(1)));
             })?;
         }
-        Ok(Some(kept.into_iter().filter(|kept| *kept).count() as u64 * DISK_PAGE))
+        let bytes = kept.into_iter().filter(|kept| *kept).count() as u64 * DISK_PAGE;
+        Ok(Some(Remains { bytes, topics: present }))
     }
 
     /// Shows entries by their numbers in the section of entries, as far as there are so many.

@@ -20,6 +20,7 @@ mod pop;
 mod real_input;
 mod requests;
 mod retry;
+mod rewrite;
 mod segments;
 mod slow_reader;
 mod smoke;

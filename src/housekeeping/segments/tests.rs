@@ -14,6 +14,7 @@ fn link(inbox: Receiver<FromShard>, outbox: Sender<ToShard>) -> ShardLink {
         log: LogConfig::default(),
         retention: Retention { age: Duration::from_secs(1), bytes: None, forced: false },
         scrub_bytes_per_s: 0,
+        rewrite_bytes_per_s: 0,
         sealed: Vec::new(),
         topics: Vec::new(),
         inbox,
@@ -66,14 +67,16 @@ async fn a_broker_has_stopped_as_soon_as_its_shards_have() {
 async fn a_segment_that_is_kept_is_not_asked_for_again_at_once() {
     let (_shard, inbox) = channel::unbounded();
     let (outbox, told) = channel::unbounded();
-    let shard = link(inbox, outbox);
+    let shards: Rc<[ShardLink]> = vec![link(inbox, outbox)].into();
+    let shard = &shards[0];
     // Both are due: they were stored in 1970.
     let [first, second] = [SegmentBase(0), SegmentBase(shard.log.segment_bytes)];
     let old = |base| Sealed { base, last_timestamp: StoreTimestamp(1) };
     let mut tenure = Tenure::new(shard.retention, &[]);
     tenure.sealed = [first, second].map(old).into();
-    let mut keeper = Keeper { shard: &shard, tenure, told_of: None };
     let (give, mut jobs) = mpsc::unbounded_channel();
+    let rewriter = Rewriter::new(shards.clone(), 0, give.downgrade());
+    let mut keeper = Keeper { shard, tenure, rewriter, told_of: None };
     for _ in 0..3 {
         assert!(give.send(Job::Kept { segment: first, reason: "a test".to_owned() }).is_ok());
     }

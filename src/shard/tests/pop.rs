@@ -20,10 +20,10 @@ const INVISIBLE_MS: i64 = 10_000;
 
 /// A message as its consumer has it.
 #[derive(Clone, Debug)]
-struct Got {
+pub(super) struct Got {
     body: String,
     /// The number that a body of `fill` begins with.
-    number: u64,
+    pub(super) number: u64,
     /// As a client makes it, or as it came.
     receipt: String,
     reconsume_times: i32,
@@ -52,7 +52,7 @@ fn bodies(got: &[Got]) -> Vec<&str> {
     got.iter().map(|got| &*got.body).collect()
 }
 
-fn pop_request(max: i32) -> PopMessageRequest<'static> {
+pub(super) fn pop_request(max: i32) -> PopMessageRequest<'static> {
     PopMessageRequest::new("g", "T", max, INVISIBLE_MS)
 }
 
@@ -107,7 +107,7 @@ fn received(answer: &RemotingCommand) -> Vec<Got> {
 
 impl Fixture {
     /// Lets everything end that is under way.
-    fn calm(&mut self) {
+    pub(super) fn calm(&mut self) {
         loop {
             self.settle();
             if self.read_all() == (0, 0) {
@@ -130,12 +130,12 @@ impl Fixture {
         }
     }
 
-    fn pop_with(&mut self, request: &PopMessageRequest<'_>) -> Vec<Got> {
+    pub(super) fn pop_with(&mut self, request: &PopMessageRequest<'_>) -> Vec<Got> {
         let opaque = self.start_pop(request);
         self.finish_pop(opaque)
     }
 
-    fn pop(&mut self, max: i32) -> Vec<Got> {
+    pub(super) fn pop(&mut self, max: i32) -> Vec<Got> {
         self.pop_with(&pop_request(max))
     }
 
@@ -188,7 +188,7 @@ impl Fixture {
     }
 
     /// Goes on from what is on disk, at the same time.
-    fn again(&self) -> Fixture {
+    pub(super) fn again(&self) -> Fixture {
         let segment_bytes = self.shard.log.config().segment_bytes;
         let mut f = Fixture::with_segments(self.disk.clone(), FlushDiskType::Sync, segment_bytes);
         f.now = self.now;

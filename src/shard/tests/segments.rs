@@ -60,14 +60,14 @@ impl Fixture {
     }
 
     /// The answer to a request, after all the reads that it takes.
-    fn ask(&mut self, code: RequestCode, fields: &dyn Fields) -> RemotingCommand {
+    pub(super) fn ask(&mut self, code: RequestCode, fields: &dyn Fields) -> RemotingCommand {
         let opaque = self.request(code, fields, &[]);
         self.read_all();
         self.answer(opaque).expect("answered once all is read")
     }
 
     /// Numbers of the messages of queue 0 from an offset on.
-    fn numbers(&mut self, topic: &str, mut from: i64, until: i64) -> Vec<u64> {
+    pub(super) fn numbers(&mut self, topic: &str, mut from: i64, until: i64) -> Vec<u64> {
         let mut numbers = Vec::new();
         while from < until {
             let pull = self.pull(topic, from, 0, "*");
@@ -80,7 +80,7 @@ impl Fixture {
         numbers
     }
 
-    fn min(&mut self, topic: &str) -> i64 {
+    pub(super) fn min(&mut self, topic: &str) -> i64 {
         let answer = self.ask(
             RequestCode::GET_MIN_OFFSET,
             &GetMinOffsetRequest { topic: topic.into(), queue_id: QueueId(0) },
@@ -88,7 +88,7 @@ impl Fixture {
         OffsetResponse::decode(&answer.header().ext).unwrap().offset
     }
 
-    fn find(&mut self, topic: &str, key: &str, unique: bool) -> Vec<u64> {
+    pub(super) fn find(&mut self, topic: &str, key: &str, unique: bool) -> Vec<u64> {
         let query = QueryMessageRequest {
             topic: topic.into(),
             key: key.into(),

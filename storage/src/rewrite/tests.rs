@@ -198,10 +198,13 @@ proptest! {
         rebuild_index(&mut store, &small_config(), FIRST, ChainPoint::default()).unwrap();
         let hashes = [TopicHash::of(TOPICS[dead])].into();
         let file = IndexFile::new(&small_config(), header(&mut store));
-        let expected = file.remains(&mut store, &hashes, 0).unwrap();
+        let remains = |store: &mut MemoryStore, bytes| {
+            file.remains(store, &hashes, bytes).unwrap().map(|remains| remains.bytes)
+        };
+        let expected = remains(&mut store, 0);
         // With all that it takes given, a small share is not looked at more closely.
         let whole = small_config().segment_bytes;
-        let at_most = file.remains(&mut store, &hashes, whole).unwrap();
+        let at_most = remains(&mut store, whole);
         let (pages, messages) = rewrite(&mut store, &[TOPICS[dead]]);
         prop_assert_eq!(expected.is_some(), messages > 0);
         if let (Some(expected), Some(at_most)) = (expected, at_most) {
@@ -278,4 +281,32 @@ fn a_gap_that_is_damaged_is_damage() {
     let (_, _, report, _) = read(&mut store);
     assert_eq!(report.damaged.len(), 1);
     assert!(report.damaged[0].position <= PhysicalOffset(at as u64));
+}
+
+/// The scrub goes through a segment a piece at a time, and opens its file anew for each.
+#[test]
+fn a_scan_goes_on_in_the_file_that_takes_its_place() {
+    let (mut old, mut new) = (mixed(40), mixed(40));
+    rewrite(&mut new, &[TOPICS[0]]);
+    let header = header(&mut old);
+    let shown = |switch_at: usize, old: &mut MemoryStore, new: &mut MemoryStore| {
+        let until = Some(header.end.position);
+        let mut scan = SegmentScan::new(&small_config(), FIRST, small_config().segment_bytes, None, until);
+        for number in 0.. {
+            match scan.next(if number < switch_at { &mut *old } else { &mut *new }).unwrap() {
+                Found::Block(_) => {}
+                Found::Gap(damage) => panic!("{damage:?} after {switch_at} blocks"),
+                Found::End => {
+                    assert_eq!(scan.chain(), Some(header.end));
+                    return number;
+                }
+            }
+        }
+        unreachable!()
+    };
+    let blocks = shown(0, &mut old, &mut new);
+    for switch_at in 0..=blocks {
+        assert_eq!(shown(switch_at, &mut old, &mut new), blocks);
+        assert_eq!(shown(switch_at, &mut new, &mut old), blocks, "the other way round");
+    }
 }

@@ -14,6 +14,7 @@ pub const CHECKPOINT_END: u16 = 8;
 pub const DELAY: u16 = 9;
 pub const LOCKS: u16 = 12;
 pub const RESETS: u16 = 13;
+pub const GIVEN_UP: u16 = 16;
 
 /// The name of a kind of record.
 pub fn name(kind: u16) -> &'static str {
@@ -29,6 +30,7 @@ pub fn name(kind: u16) -> &'static str {
         DELAY => "delay levels",
         LOCKS => "queue locks",
         RESETS => "offset resets",
+        GIVEN_UP => "topics given up",
         _ => "unknown",
     }
 }
@@ -70,6 +72,10 @@ pub fn decode(kind: u16, body: &[u8]) -> Option<Value> {
         DELAY => all(body, |rest| {
             let (level, next) = (u32::from_le_bytes(take(rest)?), u64::from_le_bytes(take(rest)?));
             Some(json!({ "level": level, "next": next }))
+        }),
+        GIVEN_UP => all(body, |rest| {
+            let (topic, before) = (text(rest)?, i64::from_le_bytes(take(rest)?));
+            Some(json!({ "topic": topic, "stored_before": before }))
         }),
         CHECKPOINT_BEGIN | CHECKPOINT_END => body.is_empty().then_some(Value::Null),
         _ => None,
@@ -179,6 +185,10 @@ mod tests {
             let cut = &whole[..whole.len() - 1];
             assert!(decode(OFFSETS, cut).is_none() && decode(QUEUES, cut).is_none());
         }
+        let given_up = [named("T"), 77i64.to_le_bytes().to_vec()].concat();
+        let said = json!([{ "topic": "T", "stored_before": 77 }]);
+        assert_eq!(decode(GIVEN_UP, &given_up), Some(said));
+        assert_eq!(decode(GIVEN_UP, &given_up[1..]), None);
         assert_eq!(decode(99, b"x"), None);
     }
 }

@@ -174,6 +174,7 @@ impl Visitor<FsStore> for Reading<'_> {
                 self.topic(message.topic(), message.queue_id().0.saturating_add(1));
                 self.facts.message(position, &message);
             }
+            Record::Gap { position, bytes, .. } => self.facts.gap(position, bytes),
             Record::Metadata { kind: records::TOPIC_DELETED, body, .. } => {
                 if let Ok(topic) = std::str::from_utf8(body) {
                     self.facts.topic_deleted(topic);

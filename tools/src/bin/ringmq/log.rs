@@ -329,6 +329,9 @@ fn item_line(shard: u16, item: &Item<'_>) -> String {
             );
             format!("  setting {position} {}: {said}", records::name(*kind))
         }
+        Item::Record(Record::Gap { position, bytes, .. }) => {
+            format!("  gap {position} {bytes} bytes of messages that were given up")
+        }
         Item::Unreadable(problem) => format!("  UNREADABLE {problem}"),
     }
 }
@@ -353,6 +356,9 @@ fn item_json(shard: u16, item: &Item<'_>) -> Value {
         Item::Record(Record::Metadata { position, kind, body, .. }) => json!({
             "type": "setting", "shard": shard, "position": position.0, "kind": kind, "name": records::name(*kind),
             "value": records::decode(*kind, body), "body_bytes": body.len(),
+        }),
+        Item::Record(Record::Gap { position, bytes, original_crc }) => json!({
+            "type": "gap", "shard": shard, "position": position.0, "bytes": bytes, "original_crc": original_crc,
         }),
         Item::Unreadable(problem) => json!({ "type": "unreadable", "shard": shard, "problem": problem }),
     }
