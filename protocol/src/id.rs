@@ -26,6 +26,18 @@ pub enum IdError {
     Port(u32),
 }
 
+/// Eight upper-case hex digits, all worked out at once in the bytes of one word.
+fn hex_digits(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut word = u64::from(number);
+    word = (word | word << 16) & 0x0000_FFFF_0000_FFFF;
+    word = (word | word << 8) & 0x00FF_00FF_00FF_00FF;
+    word = (word | word << 4) & 0x0F0F_0F0F_0F0F_0F0F;
+    // From 10 on a letter follows, not the character behind '9'.
+    let is_letter = (word + ONES * 6) >> 4 & ONES;
+    (word + ONES * u64::from(b'0') + is_letter * u64::from(b'A' - b'9' - 1)).to_be_bytes()
+}
+
 /// Upper-case hex digits of up to 28 bytes, put together without a formatter: a broker makes one id a message.
 struct HexText {
     digits: [u8; 56],
@@ -38,12 +50,18 @@ impl HexText {
     }
 
     fn push(&mut self, bytes: &[u8]) {
-        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-        for byte in bytes {
-            self.digits[self.len] = DIGITS[usize::from(byte >> 4)];
-            self.digits[self.len + 1] = DIGITS[usize::from(byte & 15)];
-            self.len += 2;
+        let mut words = bytes.chunks_exact(4);
+        for word in &mut words {
+            self.push_digits(&hex_digits(u32::from_be_bytes(word.try_into().expect("four bytes"))));
         }
+        for byte in words.remainder() {
+            self.push_digits(&hex_digits(u32::from(*byte))[6..]);
+        }
+    }
+
+    fn push_digits(&mut self, digits: &[u8]) {
+        self.digits[self.len..][..digits.len()].copy_from_slice(digits);
+        self.len += digits.len();
     }
 
     fn as_str(&self) -> &str {
@@ -72,10 +90,27 @@ impl OffsetMessageId {
         text.push(&self.physical_offset.0.to_be_bytes());
         text
     }
+}
 
-    /// Appends the id, at a fraction of the cost of a formatter.
-    pub fn push_to(&self, out: &mut String) {
-        out.push_str(self.text().as_str());
+/// Makes the offset message ids of one broker, which differ only in their second half.
+#[derive(Clone, Debug)]
+pub struct OffsetMessageIds {
+    host: String,
+}
+
+impl OffsetMessageIds {
+    pub fn new(store_host: SocketAddr) -> Self {
+        let mut host = OffsetMessageId { store_host, physical_offset: PhysicalOffset(0) }.to_string();
+        host.truncate(host.len() - 16);
+        Self { host }
+    }
+
+    /// Appends the id of the message at an offset, at a fraction of the cost of a formatter.
+    pub fn push(&self, physical_offset: PhysicalOffset, out: &mut String) {
+        let mut offset = HexText::new();
+        offset.push(&physical_offset.0.to_be_bytes());
+        out.push_str(&self.host);
+        out.push_str(offset.as_str());
     }
 }
 

@@ -74,7 +74,7 @@ use relay::Relay;
 use ringmq_protocol::body::TopicConfig;
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::{Frame, Header};
-use ringmq_protocol::id::UniqueKeys;
+use ringmq_protocol::id::{OffsetMessageIds, UniqueKeys};
 use ringmq_protocol::request::{FieldError, NotifyConsumerIdsChangedRequest};
 use ringmq_protocol::types::PhysicalOffset;
 use ringmq_storage::{
@@ -154,8 +154,9 @@ pub struct Shard {
     unique_keys: UniqueKeys,
     /// Encoded properties that every message gets.
     own_properties: Rc<[u8]>,
-    /// Reused by batches.
+    /// Of the messages of a batch; reused.
     batch_ids: String,
+    message_ids: OffsetMessageIds,
     round_robin: u32,
     has_reported_poison: bool,
     is_preparing: bool,

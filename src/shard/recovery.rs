@@ -19,7 +19,7 @@ use super::relay::Relay;
 use super::topics::{QueueState, Topics, system_topics};
 use super::{Counts, REGION, Shard, ShardConfig, Time};
 use ringmq_protocol::body::{SetMessageRequestModeBody, TopicConfig, perm};
-use ringmq_protocol::id::UniqueKeys;
+use ringmq_protocol::id::{OffsetMessageIds, UniqueKeys};
 use ringmq_protocol::message::StoredMessage;
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, names};
@@ -128,6 +128,7 @@ impl Shard {
         state.checkpoints.on_recovered();
         let schedule = state.topics.get(name::RMQ_SYS_SCHEDULE_TOPIC).expect("every broker has it");
         state.delays.resize(state.delays.len().max(schedule.queue_count() as usize), QueueOffset(0));
+        let message_ids = OffsetMessageIds::new(config.address);
         let shard = Shard {
             delays: Delays::new(config.delays.clone(), &state.delays),
             config,
@@ -158,6 +159,7 @@ impl Shard {
             unique_keys,
             own_properties,
             batch_ids: String::new(),
+            message_ids,
             round_robin: 0,
             has_reported_poison: false,
             is_preparing: false,

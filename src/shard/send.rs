@@ -15,7 +15,6 @@ use super::{Announcement, Refusal, Request, Shard};
 use ringmq_protocol::batch::BatchEntries;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::code::ResponseCode;
-use ringmq_protocol::id::OffsetMessageId;
 use ringmq_protocol::message::{Limits, MessageParts, encode_into, encoded_len};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
@@ -205,8 +204,7 @@ impl Shard {
             self.delays.on_staged(level, store_timestamp);
         }
         let mut message_id = String::with_capacity(56);
-        OffsetMessageId { store_host: self.config.address, physical_offset: position }
-            .push_to(&mut message_id);
+        self.message_ids.push(position, &mut message_id);
         self.prepare_answer(
             Staged {
                 to: request.to,
@@ -273,7 +271,7 @@ impl Shard {
             if !ids.is_empty() {
                 ids.push(',');
             }
-            OffsetMessageId { store_host: self.config.address, physical_offset: position }.push_to(&mut ids);
+            self.message_ids.push(position, &mut ids);
         }
         let unique_key =
             send.properties.as_deref().and_then(|sent| Properties::new(sent.as_bytes()).get(names::UNIQ_KEY));

@@ -10,6 +10,10 @@ proptest! {
         prop_assert_eq!(text.len(), if id.store_host.is_ipv4() { 32 } else { 56 });
         prop_assert_eq!(text.parse(), Ok(id));
         prop_assert_eq!(text.to_lowercase().parse(), Ok(id));
+        prop_assert_eq!(&format!("{:016X}", offset), &text[text.len() - 16..]);
+        let mut made = "before,".to_owned();
+        OffsetMessageIds::new(id.store_host).push(id.physical_offset, &mut made);
+        prop_assert_eq!(made, format!("before,{text}"));
     }
 
     #[test]
