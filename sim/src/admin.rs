@@ -90,6 +90,7 @@ impl Admin {
             queues: 1,
             state: TopicState::Wanted,
             purpose: Purpose::Scratch,
+            keeps_ms: None,
         });
     }
 
@@ -118,7 +119,8 @@ impl Admin {
 }
 
 fn create(wire: &mut Wire<Asked>, now: u64, topic: &Topic) {
-    let request = CreateTopicRequest::new(&*topic.name, topic.queues as i32);
+    let mut request = CreateTopicRequest::new(&*topic.name, topic.queues as i32);
+    request.attributes = topic.keeps_ms.map(|ms| format!("+ringmq.retention={ms}ms").into());
     let asked = Asked::CreateTopic(topic.id);
     wire.ask(now, RequestCode::UPDATE_AND_CREATE_TOPIC, &request, Vec::new(), asked);
 }

@@ -1,6 +1,6 @@
 //! What stands beside a simulated shard: its files, for recovery, and the housekeeping thread, with its delays.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
 use ringmq::driver::{Backstage, FromShard, ToShard};
-use ringmq::housekeeping::{Retention, Tenure, is_short_with};
+use ringmq::housekeeping::{Look, Outlived, Retention, Tenure, is_short_with};
 use ringmq::shard::News;
+use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::sim::{Random, SimDisk};
 use ringmq_storage::{
-    ChainPoint, Damage, IndexHeader, LogConfig, Prepare, SegmentBase, SegmentIndex, SegmentStore, ShardUse,
-    index_path, rebuild_index, seal,
+    ChainPoint, Damage, IndexHeader, LogConfig, Prepare, Rewrite, RewriteError, SegmentBase, SegmentIndex,
+    SegmentStore, ShardUse, index_path, rebuild_index, seal,
 };
 
 use crate::ring::Planted;
@@ -37,6 +38,10 @@ const INDEX_SUFFIX: &str = ".index";
 /// As in storage: the file of a segment that was released, to become a later one.
 const SPARE_EXTENSION: &str = "spare";
 const SPARES_MAX: usize = 2;
+/// Of the file that a segment is rewritten to.
+const ASIDE_EXTENSION: &str = "aside";
+/// How often it is looked whether a segment can be rewritten.
+const LOOK_NANOS: u64 = 50_000_000;
 
 pub(crate) fn segment_of_index(path: &Path) -> Option<SegmentBase> {
     SegmentBase::from_file_name(path.file_name()?.to_str()?.strip_suffix(INDEX_SUFFIX)?)
@@ -99,6 +104,8 @@ enum Due {
     Job,
     /// It is looked whether a segment is due to go.
     Retention,
+    /// It is looked whether a segment has messages of topics whose own time is over.
+    Look,
 }
 
 /// What there is to do with the files of full segments: one thing after the other, as the real thread does.
@@ -106,7 +113,18 @@ enum Job {
     Seal(Arc<SegmentIndex>),
     Rebuild(SegmentBase, ChainPoint),
     Remove(SegmentBase, Removal),
+    /// Without these topics.
+    Rewrite(SegmentBase, Vec<String>, Rewriting),
     Kept,
+}
+
+/// The steps of a rewriting: the power can be cut between any two of them.
+#[derive(Clone, Copy)]
+enum Rewriting {
+    Aside,
+    AsideDurable,
+    Renamed,
+    RenamedDurable,
 }
 
 /// The steps of `remove_segment` in storage: the power can be cut between any two of them.
@@ -140,6 +158,9 @@ pub(crate) struct Lines {
     pub(crate) releases: Vec<Release>,
     /// Segments whose index cannot be used.
     pub(crate) indexes: Vec<u64>,
+    /// Topics that have given up what they have before a place.
+    pub(crate) given_up: Vec<(String, u64)>,
+    pub(crate) rewritten: u64,
     pub(crate) segments_made: u64,
     /// Of those, the ones that were made of a spare.
     pub(crate) recycled: u64,
@@ -150,6 +171,8 @@ pub(crate) struct Lines {
 pub(crate) struct Keeping {
     pub(crate) retention: Retention,
     pub(crate) check_nanos: u64,
+    /// Whether segments are rewritten.
+    pub(crate) rewrites: bool,
 }
 
 impl Keeping {
@@ -157,6 +180,7 @@ impl Keeping {
     pub(crate) const ALL: Keeping = Keeping {
         retention: Retention { age: Duration::MAX, bytes: None, forced: false },
         check_nanos: 10_000_000_000,
+        rewrites: false,
     };
 }
 
@@ -173,6 +197,11 @@ pub(crate) struct Housekeeping {
     log: LogConfig,
     keeping: Keeping,
     tenure: Tenure,
+    outlived: Outlived,
+    /// The shard was asked, or the segment is being rewritten.
+    under_way: Option<Look>,
+    /// Of all sealed segments.
+    headers: BTreeMap<SegmentBase, IndexHeader>,
     jobs: VecDeque<Job>,
     inbox: Receiver<FromShard>,
     outbox: Sender<ToShard>,
@@ -191,7 +220,7 @@ impl Housekeeping {
         store: SimStore,
         log: LogConfig,
         keeping: Keeping,
-        sealed: &[IndexHeader],
+        (sealed, topics): (&[IndexHeader], &[TopicConfig]),
         planted: Option<Planted>,
         seed: u64,
     ) -> (Backstage, Housekeeping) {
@@ -201,6 +230,9 @@ impl Housekeeping {
         let backstage = Backstage { inbox, outbox, notify: Box::new(|| {}) };
         let mut housekeeping = Housekeeping {
             tenure: Tenure::new(keeping.retention, sealed),
+            outlived: Outlived::new(log.segment_bytes, topics, sealed),
+            under_way: None,
+            headers: sealed.iter().map(|header| (header.base, header.clone())).collect(),
             store,
             log,
             keeping,
@@ -217,6 +249,9 @@ impl Housekeeping {
         if keeping.retention.bytes.is_some() || keeping.retention.age < Duration::MAX {
             housekeeping.later(0, Due::Retention);
         }
+        if keeping.rewrites {
+            housekeeping.later(0, Due::Look);
+        }
         (backstage, housekeeping)
     }
 
@@ -228,9 +263,9 @@ impl Housekeeping {
         self.tell(ToShard::Stop);
     }
 
-    /// Whether the files of a segment are being removed.
+    /// Whether the files of a segment are being removed or replaced.
     pub(crate) fn is_removing(&self) -> bool {
-        matches!(self.jobs.front(), Some(Job::Remove(..)))
+        matches!(self.jobs.front(), Some(Job::Remove(..) | Job::Rewrite(..)))
     }
 
     /// Does what is due, and takes what the shard has said.
@@ -253,6 +288,11 @@ impl Housekeeping {
                     self.ask_for_release(wall_ms);
                     self.later(now + self.keeping.check_nanos, Due::Retention);
                 }
+                Due::Look => {
+                    self.look(now, wall_ms);
+                    let at = now + self.random.between(1, LOOK_NANOS);
+                    self.later(at, Due::Look);
+                }
             }
         }
         while let Ok(message) = self.inbox.try_recv() {
@@ -267,10 +307,15 @@ impl Housekeeping {
                         self.later(now + PREPARE_RETRY_NANOS, Due::PrepareAgain);
                     }
                 },
-                FromShard::News(News::TopicChanged { ticket: Some(ticket), .. }) => {
-                    let at = now + self.random.below(self.slowest);
-                    self.later(at, Due::Registered(ticket));
+                FromShard::News(News::TopicChanged { ticket, config }) => {
+                    self.outlived.on_topic(&config);
+                    if let Some(ticket) = ticket {
+                        let at = now + self.random.below(self.slowest);
+                        self.later(at, Due::Registered(ticket));
+                    }
                 }
+                FromShard::News(News::TopicDeleted { topic }) => self.outlived.on_topic_deleted(&topic),
+                FromShard::News(News::GivenUp { segment, topics }) => self.on_given_up(now, segment, topics),
                 FromShard::News(News::Log { error, line }) => self.hear(error, line),
                 FromShard::News(News::Seal(index)) => self.give(now, Job::Seal(index)),
                 FromShard::News(News::Rebuild { segment, replay_from }) => {
@@ -285,9 +330,6 @@ impl Housekeeping {
                         self.give(now, Job::Kept);
                     }
                 }
-                FromShard::News(
-                    News::TopicChanged { .. } | News::TopicDeleted { .. } | News::GivenUp { .. },
-                ) => {}
                 FromShard::News(News::RouteWanted { ticket, .. }) => {
                     self.tell(ToShard::Route { ticket, queues: None });
                 }
@@ -323,6 +365,8 @@ impl Housekeeping {
             Job::Seal(index) => match seal(&mut self.store, &self.log, &index) {
                 Ok(header) => {
                     self.tenure.on_sealed(&header);
+                    self.outlived.on_sealed(&header);
+                    self.headers.insert(header.base, header.clone());
                     self.tell(ToShard::Sealed(Box::new(header)));
                 }
                 Err(error) => {
@@ -359,6 +403,7 @@ impl Housekeeping {
                     Removal::SegmentDurable => {
                         self.store.disk.sync_dir(&self.store.directory);
                         self.tenure.on_gone(segment);
+                        self.outlived.on_gone(segment);
                         None
                     }
                 };
@@ -366,6 +411,13 @@ impl Housekeeping {
                     self.jobs.push_front(Job::Remove(segment, next));
                     asks = false;
                 }
+            }
+            Job::Rewrite(segment, topics, step) => {
+                match self.rewrite(segment, &topics, step) {
+                    Some(next) => self.jobs.push_front(Job::Rewrite(segment, topics, next)),
+                    None => self.under_way = None,
+                }
+                asks = false;
             }
             Job::Kept => {
                 self.tenure.on_kept();
@@ -376,6 +428,80 @@ impl Housekeeping {
             self.ask_for_release(wall_ms);
         }
         self.next_job(now);
+    }
+
+    fn look(&mut self, now: u64, wall_ms: i64) {
+        if self.under_way.is_some() {
+            return;
+        }
+        let since_1970 = Duration::from_millis(u64::try_from(wall_ms).unwrap_or(0));
+        // Whether it pays is not asked: it is to happen as often as it can.
+        let Some(look) = self.outlived.next(since_1970, &BTreeSet::new()) else { return };
+        let (segment, topics, forced) = (look.segment, look.topics.clone(), self.keeping.retention.forced);
+        self.under_way = Some(look);
+        if self.planted == Some(Planted::HastyRewrite) {
+            return self.on_given_up(now, segment, topics);
+        }
+        self.tell(ToShard::GiveUp { segment, topics, forced });
+    }
+
+    fn on_given_up(&mut self, now: u64, segment: SegmentBase, mut topics: Vec<String>) {
+        if topics.is_empty() {
+            self.under_way = None;
+            return;
+        }
+        let end = segment.0 + self.log.segment_bytes;
+        self.lines.given_up.extend(topics.iter().map(|topic| (topic.clone(), end)));
+        if self.planted == Some(Planted::GreedyRewrite) {
+            topics.push("events".to_owned());
+        }
+        self.give(now, Job::Rewrite(segment, topics, Rewriting::Aside));
+    }
+
+    /// One step of a rewriting, and the next one; `None` if that was the last one, or it cannot go on.
+    fn rewrite(&mut self, segment: SegmentBase, topics: &[String], step: Rewriting) -> Option<Rewriting> {
+        let path = segment_path(&self.store.directory, segment);
+        let aside = path.with_extension(ASIDE_EXTENSION);
+        let disk = self.store.disk.clone();
+        if !disk.exists(&path) {
+            let _ = disk.remove(&aside); // it went meanwhile, and what is aside may not be there
+            return None;
+        }
+        match step {
+            Rewriting::Aside => {
+                if disk.exists(&aside) {
+                    disk.remove(&aside).expect("it is there");
+                }
+                disk.create(&aside).expect("it is not there");
+                disk.set_len(&aside, self.log.segment_bytes).expect("it was made");
+                let header = self.headers.get(&segment).expect("it is sealed");
+                let mut rewrite = Rewrite::new(&self.log, header, topics.iter().cloned().collect());
+                let mut write = |offset: u64, pages: &[u8]| disk.write_at(&aside, offset, pages);
+                match rewrite.step(&mut self.store, u64::MAX, &mut write) {
+                    Ok(_) => return Some(Rewriting::AsideDurable),
+                    Err(RewriteError::Write(_)) => {}
+                    // Damaged: it is no other next time.
+                    Err(_) => self.outlived.looked_at(self.under_way.as_ref()?),
+                }
+                disk.remove(&aside).expect("it was made");
+                return None;
+            }
+            Rewriting::AsideDurable => {
+                if self.planted != Some(Planted::UnsyncedRewrite) {
+                    disk.sync_file(&aside).expect("it was made");
+                }
+                return Some(Rewriting::Renamed);
+            }
+            Rewriting::Renamed => {
+                disk.rename(&aside, &path).expect("it was made");
+                return Some(Rewriting::RenamedDurable);
+            }
+            Rewriting::RenamedDurable => disk.sync_dir(&self.store.directory),
+        }
+        self.outlived.looked_at(self.under_way.as_ref()?);
+        self.lines.rewritten += 1;
+        self.tell(ToShard::Rewritten { segment, freed_bytes: 1 });
+        None
     }
 
     fn ask_for_release(&mut self, wall_ms: i64) {
@@ -413,8 +539,10 @@ impl Housekeeping {
     }
 
     fn shard_use(&self) -> ShardUse {
-        let files = self.store.disk.list(&self.store.directory);
-        ShardUse { bytes: files.iter().map(|(_, len)| len).sum(), spares: self.spares().len() }
+        let files = self.store.disk.list(&self.store.directory).into_iter();
+        let is_aside = |path: &Path| path.extension().is_some_and(|extension| extension == ASIDE_EXTENSION);
+        let bytes = files.filter(|(path, _)| !is_aside(path)).map(|(_, len)| len).sum();
+        ShardUse { bytes, spares: self.spares().len() }
     }
 
     /// Oldest first.

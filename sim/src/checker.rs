@@ -184,6 +184,8 @@ pub struct Checker {
     commits: BTreeMap<CommitKey, Vec<Commit>>,
     /// Topics whose deletion was asked for: what is in them is anybody's guess.
     forsaken: BTreeSet<TopicId>,
+    /// Topics whose messages may be gone at any time, and before which place they have to be.
+    fading: BTreeMap<TopicId, u64>,
     /// Stretches of the log that the broker reported: unreadable once, and lost for good.
     unreadable: Vec<Range<u64>>,
     lost: Vec<Range<u64>>,
@@ -321,7 +323,7 @@ impl Checker {
     }
 
     pub fn is_forsaken(&self, topic: TopicId) -> bool {
-        self.forsaken.contains(&topic)
+        self.forsaken.contains(&topic) || self.fading.contains_key(&topic)
     }
 
     /// The broker said that it could not read this stretch of the log.
@@ -411,7 +413,7 @@ impl Checker {
         let is_in = |(place, placed): (&(Queue, u64), &Placed)| {
             range.contains(&placed.position)
                 && !self.is_released(placed.position)
-                && !self.forsaken.contains(&place.0.topic)
+                && !self.is_forsaken(place.0.topic)
         };
         self.placed.iter().any(is_in)
     }
@@ -590,7 +592,7 @@ impl Checker {
                 let is_reported = is_in(&self.lost, placed.position)
                     || (self.has_rot() && is_in(&self.unreadable, placed.position));
                 let is_deleted = self.is_released(placed.position);
-                let is_excused = self.forsaken.contains(&place.0.topic) || is_reported || is_deleted;
+                let is_excused = self.is_forsaken(place.0.topic) || is_reported || is_deleted;
                 !there.contains(place) && !is_excused
             })
             .flat_map(|((queue, offset), placed)| {

@@ -56,6 +56,8 @@ pub(crate) struct Topic {
     pub(crate) queues: u32,
     pub(crate) state: TopicState,
     pub(crate) purpose: Purpose,
+    /// It has a time of its own.
+    pub(crate) keeps_ms: Option<u64>,
 }
 
 /// What went wrong in this life of the broker, and so may show in its answers.

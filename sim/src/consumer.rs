@@ -29,8 +29,10 @@ pub(crate) struct Pulling {
     /// When it was asked, something was known to be in the topic.
     is_known: bool,
     at: u64,
-    /// Everything before this place in the log was released when it was asked.
+    /// Everything of the topic before this place in the log was released or given up when it was asked.
     released: u64,
+    /// If its topic has a time of its own: all before this offset was given up then.
+    begin: u64,
 }
 
 struct Cursor {
@@ -203,7 +205,8 @@ impl Consumer {
             messages_max: self.messages_max as usize,
             is_known: ctx.checker.is_known(queue.topic),
             at: ctx.now,
-            released: ctx.checker.released(ctx.core),
+            released: ctx.checker.begin_of(queue.topic, ctx.core),
+            begin: if ctx.checker.is_fading(queue.topic) { ctx.checker.first_at_least(queue) } else { 0 },
         };
         let code = if self.is_lite { RequestCode::LITE_PULL_MESSAGE } else { RequestCode::PULL_MESSAGE };
         ctx.counts.requests += 1;
@@ -270,7 +273,7 @@ impl Consumer {
     }
 
     fn on_pulled(&mut self, pulling: Pulling, answer: &RemotingCommand, ctx: &mut Context<'_>) {
-        let Pulling { queue, from, messages_max, is_known, at, released } = pulling;
+        let Pulling { queue, from, messages_max, is_known, at, released, begin } = pulling;
         let index = self.cursors.iter().position(|cursor| cursor.queue == queue).expect("pulled by it");
         let cursor = &mut self.cursors[index];
         cursor.is_asked = false;
@@ -289,7 +292,10 @@ impl Consumer {
         }
         self.is_group_known = true;
         let response = PullMessageResponse::decode(&answer.header().ext);
-        let next = response.ok().and_then(|response| u64::try_from(response.next_begin_offset).ok());
+        let next = response.as_ref().ok().and_then(|told| u64::try_from(told.next_begin_offset).ok());
+        if let Ok(told) = &response {
+            ctx.checker.begins(queue, begin, told.min_offset as u64);
+        }
         let Some(next) = next else { return ctx.unexpected("pull, without its fields", answer) };
         if is_empty != answer.body.is_empty() {
             return ctx.unexpected("pull, with or without messages", answer);

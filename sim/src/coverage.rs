@@ -28,6 +28,8 @@ pub struct Coverage {
     pub segments: u64,
     /// Of those, the ones that were made of the file of a released one.
     pub recycled: u64,
+    /// Times that a segment was rewritten without messages that were given up.
+    pub rewritten: u64,
     pub disk_reads: u64,
     pub disk_writes: u64,
     pub busy: u64,
@@ -73,6 +75,7 @@ impl Coverage {
         self.async_lives += other.async_lives;
         self.segments += other.segments;
         self.recycled += other.recycled;
+        self.rewritten += other.rewritten;
         self.disk_reads += other.disk_reads;
         self.disk_writes += other.disk_writes;
         self.busy += other.busy;

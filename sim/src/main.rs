@@ -123,8 +123,8 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         coverage.probes
     );
     println!(
-        "retention: {} segments released, {} still there after a crash, {} times one was due and kept, {} pulls told of a later beginning",
-        coverage.released, coverage.interrupted, coverage.kept, coverage.moved
+        "retention: {} segments released, {} still there after a crash, {} times one was due and kept, {} rewritten; {} pulls told of a later beginning",
+        coverage.released, coverage.interrupted, coverage.kept, coverage.rewritten, coverage.moved
     );
     let IndexHarm { injected, reported, undone, unread } = coverage.index_harm;
     println!(

@@ -48,6 +48,12 @@ pub enum Planted {
     HastyRelease,
     /// Old segments go though groups that are online have still to consume from them.
     IgnoredGroups,
+    /// A segment is rewritten also without messages that nobody has given up.
+    GreedyRewrite,
+    /// A rewritten segment takes the place of the old one before it is durable.
+    UnsyncedRewrite,
+    /// A segment is rewritten though its messages are not given up.
+    HastyRewrite,
 }
 
 /// What the ring and the world around it tell each other.

@@ -95,7 +95,7 @@ impl World {
         let plan = Plan::draw(seed, options.planted);
         let disk = SimDisk::new(random.next_u64());
         let mut segment_bytes = random.between(1, 4) << 20;
-        if plan.deletes() {
+        if plan.wants_segments() {
             segment_bytes = segment_bytes.min(2 << 20);
         }
         let watch_seed = random.next_u64();
@@ -112,7 +112,7 @@ impl World {
         for core in 0..plan.cores {
             let mut topic = |name: &str, queues, state, purpose| {
                 let (id, name) = (TopicId(topics.len()), name.to_owned());
-                topics.push(Topic { id, core, name, queues, state, purpose });
+                topics.push(Topic { id, core, name, queues, state, purpose, keeps_ms: None });
             };
             topic("orders", random.between(1, 4) as u32, TopicState::Wanted, Purpose::All);
             topic("events", 1, TopicState::Wanted, Purpose::All);
@@ -120,6 +120,15 @@ impl World {
             topic("automatic", 2, TopicState::Ready, Purpose::All);
             if is_about_later {
                 topic("late", 1, TopicState::Wanted, Purpose::Late);
+            }
+        }
+        let mut checker = Checker::of_async(is_async);
+        if let Some(keeps_ms) = plan.brief_ms {
+            for core in 0..plan.cores {
+                let (id, name) = (TopicId(topics.len()), "brief".to_owned());
+                let (state, purpose) = (TopicState::Wanted, Purpose::All);
+                topics.push(Topic { id, core, name, queues: 1, state, purpose, keeps_ms: Some(keeps_ms) });
+                checker.fades(id);
             }
         }
         let mut clients = Vec::new();
@@ -130,7 +139,7 @@ impl World {
         let somewhere = |number: u32| u64::from(number) % plan.cores;
         for number in 0..random.between(1, 4).max(plan.cores) as u32 {
             let mut producer = Producer::new(number, &mut random);
-            if plan.deletes() {
+            if plan.wants_segments() {
                 producer.send_more();
             }
             clients.push((somewhere(number), Role::Producer(producer)));
@@ -151,7 +160,7 @@ impl World {
             options,
             disk,
             cores,
-            checker: Checker::of_async(is_async),
+            checker,
             clients: clients.into_iter().map(|(core, role)| Client::new(core, role)).collect(),
             topics,
             counts: Counts::default(),
@@ -371,10 +380,10 @@ impl World {
             );
             self.checker.report(Anomaly::FalseAlarm, text);
         }
-        let sealed = boot.shard.sealed_headers();
+        let (sealed, topics) = (boot.shard.sealed_headers(), boot.shard.topic_configs());
         let (planted, seed) = (self.options.planted, self.random.next_u64());
         let (backstage, housekeeping) =
-            Housekeeping::new(core.store.clone(), log, keeping, &sealed, planted, seed);
+            Housekeeping::new(core.store.clone(), log, keeping, (&sealed, &topics), planted, seed);
         let files = LogFiles::new(core.store.directory.clone(), self.is_direct);
         let driver = Driver::new(ring, vec![listener], boot.shard, Limits::default(), files, backstage);
         let index_harmed = core.watch.borrow().indexes.is_any_harmed();
@@ -466,6 +475,11 @@ impl World {
         }
         self.coverage.segments += std::mem::take(&mut lines.segments_made);
         self.coverage.recycled += std::mem::take(&mut lines.recycled);
+        self.coverage.rewritten += std::mem::take(&mut lines.rewritten);
+        for (name, end) in lines.given_up.drain(..) {
+            let topic = self.topics.iter().find(|topic| topic.core == number && topic.name == name);
+            topic.into_iter().for_each(|topic| self.checker.gave_up(topic.id, position_in(number, end)));
+        }
         let ledger = &mut core.watch.borrow_mut().ledger;
         for range in lines.stutters.drain(..) {
             ledger.stutter_reported(&range);

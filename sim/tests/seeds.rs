@@ -78,6 +78,7 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
         ("messages popped", all.popped),
         ("harmed indexes that were reported", all.index_harm.reported),
         ("segments made of spares", all.recycled),
+        ("segments rewritten", all.rewritten),
         ("segments that were due and kept", all.kept),
         ("releases cut short by a crash", all.interrupted),
         ("pulls told of a later beginning", all.moved),
@@ -117,9 +118,13 @@ fn a_seed_is_a_history() {
 
 /// Whether the checker finds a planted mistake within 100 seeds, as one of these anomalies.
 fn finds(planted: Planted, expected: &[Anomaly]) {
-    let options = Options { planted: Some(planted), ..options() };
+    finds_from(0, options(), planted, expected);
+}
+
+fn finds_from(first: u64, options: Options, planted: Planted, expected: &[Anomaly]) {
+    let options = Options { planted: Some(planted), ..options };
     let mut found = Vec::new();
-    for seed in 0..100 {
+    for seed in first..first + 100 {
         let outcome = run(seed, &options);
         found.extend(outcome.violations.iter().map(|violation| violation.anomaly));
         if found.iter().any(|anomaly| expected.contains(anomaly)) {
@@ -187,4 +192,21 @@ fn a_release_of_what_the_next_start_needs_is_found() {
 #[test]
 fn a_release_of_what_an_online_group_has_still_to_consume_is_found() {
     finds(Planted::IgnoredGroups, &[Anomaly::Robbed]);
+}
+
+#[test]
+fn a_rewriting_that_leaves_out_what_nobody_gave_up_is_found() {
+    finds(Planted::GreedyRewrite, &[Anomaly::LostWrite, Anomaly::Phantom, Anomaly::Skipped]);
+}
+
+#[test]
+fn a_rewritten_segment_that_is_not_durable_is_found() {
+    finds(Planted::UnsyncedRewrite, &[Anomaly::LostWrite, Anomaly::FalseAlarm, Anomaly::Phantom]);
+}
+
+#[test]
+fn a_rewriting_of_what_is_still_there_for_clients_is_found() {
+    // The clock has to be put back, and then somebody has to ask: that takes longer worlds than the others, and some of them.
+    let options = Options { steps: 4_000, ..options() };
+    finds_from(30, options, Planted::HastyRewrite, &[Anomaly::Resurrected]);
 }

@@ -7,7 +7,7 @@
 //!     length durable. A length that was not made durable is lost or kept in a crash, as a whole.
 //! D4  A created, renamed or removed name survives a crash surely once `sync_dir` was called; before, by chance. A crash leaves a
 //!     renamed file its old name or its new one.
-//! D5  Room is taken by what is written for the first time, zeros included, and given back when a file is removed. Writing over
+//! D5  Room is taken by what is written for the first time, zeros included, and given back when a file is removed or replaced. Writing over
 //!     it, or setting a length, takes none: as on a file system that does not copy on write.
 //!
 //! The disk is shared: it outlives the rings that work on it, so a test can crash it, drop them and open it anew.
@@ -388,7 +388,10 @@ impl SimDisk {
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let state = &mut *self.0.borrow_mut();
         let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_path_buf(), id);
+        let replaced = state.names.insert(to.to_path_buf(), id);
+        if let (Some(left), Some(replaced)) = (&mut state.space_left, replaced) {
+            *left += state.files[&replaced].taken;
+        }
         state.renamed.push((from.to_path_buf(), to.to_path_buf()));
         Ok(())
     }

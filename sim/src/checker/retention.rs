@@ -119,11 +119,45 @@ impl Checker {
         self.old.get(&shard).map_or(0, |old| old.released)
     }
 
-    /// Below this offset everything in the queue is known to be released.
+    /// Below this offset everything in the queue is known to be released or given up.
     pub fn first_at_least(&self, queue: Queue) -> u64 {
         let known = self.placed.range((queue, 0)..=(queue, u64::MAX));
-        let released = known.take_while(|(_, placed)| self.is_released(placed.position));
-        released.last().map_or(0, |((_, offset), _)| offset + 1)
+        let is_gone = |position| {
+            position < self.begin_of(queue.topic, position >> SHARD_SHIFT) || self.is_released(position)
+        };
+        let gone = known.take_while(|(_, placed)| is_gone(placed.position));
+        gone.last().map_or(0, |((_, offset), _)| offset + 1)
+    }
+
+    /// The topic has a time of its own: what is older is gone for clients, whoever has still to consume it.
+    pub fn fades(&mut self, topic: TopicId) {
+        self.fading.insert(topic, 0);
+    }
+
+    pub fn is_fading(&self, topic: TopicId) -> bool {
+        self.fading.contains_key(&topic)
+    }
+
+    /// The broker has given up for good what the topic had before `end`.
+    pub fn gave_up(&mut self, topic: TopicId, end: u64) {
+        if let Some(begin) = self.fading.get_mut(&topic) {
+            *begin = end.max(*begin);
+        }
+    }
+
+    /// Before this place of a shard nothing of a topic is to be seen any more.
+    pub fn begin_of(&self, topic: TopicId, shard: u64) -> u64 {
+        // The record of it may be lost, as anything.
+        let given_up = self.fading.get(&topic).copied().filter(|_| !self.has_rot);
+        given_up.unwrap_or(0).max(self.released(shard))
+    }
+
+    /// A client was told that a queue with a time of its own begins at `first`, and asked when all below `at_least` was given up.
+    pub fn begins(&mut self, queue: Queue, at_least: u64, first: u64) {
+        if first < at_least && !self.has_rot {
+            let text = format!("{queue} begins at {first}, all below {at_least} was given up");
+            self.report(Anomaly::Resurrected, text);
+        }
     }
 
     /// A client who wanted `from` was told that the queue begins at `first` (O2).

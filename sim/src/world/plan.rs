@@ -18,6 +18,8 @@ pub(super) struct Plan {
     pub(super) keeping: Keeping,
     pub(super) has_retriers: bool,
     pub(super) has_poppers: bool,
+    /// A topic keeps its messages for so long only.
+    pub(super) brief_ms: Option<u64>,
     /// Whether indexes are harmed.
     pub(super) harms_indexes: bool,
 }
@@ -29,9 +31,17 @@ impl Plan {
         let cores = [1, 1, 2, 3][random.below(4) as usize];
         let (has_retriers, harms_indexes) = (random.chance(60), random.chance(40));
         let has_poppers = Random::new(seed ^ 0x0070_6f70).chance(50);
+        let is_about_rewriting = matches!(
+            planted,
+            Some(Planted::GreedyRewrite | Planted::UnsyncedRewrite | Planted::HastyRewrite)
+        );
+        let mut brief = Random::new(seed ^ 0x0062_7265);
+        let has_brief = brief.chance(40) || is_about_rewriting;
+        let brief_ms = has_brief.then(|| [1, 20, 300][brief.below(3) as usize]);
+        let all = Keeping { rewrites: has_brief, ..Keeping::ALL };
         let is_about_retention = matches!(planted, Some(Planted::HastyRelease | Planted::IgnoredGroups));
-        if !is_about_retention && !random.chance(50) {
-            return Plan { cores, keeping: Keeping::ALL, has_retriers, has_poppers, harms_indexes };
+        if is_about_rewriting || !is_about_retention && !random.chance(50) {
+            return Plan { cores, keeping: all, has_retriers, has_poppers, brief_ms, harms_indexes };
         }
         let bytes = [None, Some(0), Some(4 << 20), Some(7 << 20)][random.below(4) as usize];
         let age = [1, 50, 1_000, 20_000][random.below(4) as usize];
@@ -44,8 +54,13 @@ impl Plan {
             bytes,
             forced: random.chance(50) && planted != Some(Planted::IgnoredGroups),
         };
-        let keeping = Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND) };
-        Plan { cores, keeping, has_retriers, has_poppers, harms_indexes }
+        let keeping = Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND), ..all };
+        Plan { cores, keeping, has_retriers, has_poppers, brief_ms, harms_indexes }
+    }
+
+    /// Whether segments have to fill fast.
+    pub(super) fn wants_segments(&self) -> bool {
+        self.deletes() || self.brief_ms.is_some()
     }
 
     pub(super) fn deletes(&self) -> bool {
