@@ -73,6 +73,8 @@ class Plan:
     broker_cores: str
     load_cores: str
     programs: Path | None
+    # More arguments for RingMQ's broker.
+    broker_arguments: tuple = ()
 
     def cores(self, text):
         ranges = (part.split("-") for part in text.split(","))
@@ -178,10 +180,10 @@ class Ringmq:
         "sync": "`--flush sync` (default): acknowledged once on disk, many sends by one write (O_DIRECT, O_DSYNC)",
         "async": "`--flush async`: acknowledged when its write is on its way: the last milliseconds may be lost with the process, so this promises less than a page cache does",
     }
-    settings = "one shard for each core of the broker, else defaults"
 
     def __init__(self, plan):
         self.plan = plan
+        self.settings = " ".join(["one shard for each core of the broker, else defaults", *plan.broker_arguments])
         self.java = None
 
     def install_programs(self):
@@ -208,7 +210,7 @@ class Ringmq:
         listen, namesrv = (f"127.0.0.1:{free_port()}" for _ in range(2))
         shards = str(len(self.plan.cores(self.plan.broker_cores)))
         command = [*self.plan.pinned_broker(), self.plan.programs / "ringmq-broker", "--shards", shards, "--data", folder / "data"]
-        command += ["--flush", flush, "--listen", listen, "--embedded-namesrv", namesrv]
+        command += ["--flush", flush, "--listen", listen, "--embedded-namesrv", namesrv, *self.plan.broker_arguments]
         with process(command, folder, "broker") as (server, log):
             wait_for(lambda: "is ready" in log.read_text(), server, log, "the broker")
             yield Broker(server.pid, namesrv, [command])
