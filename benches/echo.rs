@@ -1,22 +1,23 @@
 //! What the ring and the network cost without a broker: a server that answers requests of one size with responses of another.
 //!
-//!   cargo bench --bench echo -- [--connections 64] [--request 1240] [--response 180] [--spread 0] [--seconds 3] [--json]
+//!   cargo bench --bench echo -- [--connections 64] [--request 1240] [--response 180] [--spread 0 [--file PATH]] [--seconds 3] [--json]
 //!
 //! The server is a shard's loop with nothing in it: the same ring, receives and gathered sends, one send for each connection
 //! and turn, on the first core. The client has one request in flight on each connection, on the last core. Prints requests a second, their
-//! latency, and the CPU of the server for each.
+//! latency, and the CPU of the server, with the kernel's workers for it, for each.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use ringmq_ring::{
-    Completion, Config, Op, Outcome, Ring, Socket, Uring, Waker, available_cores, pin_current_thread,
-    prefer_huge_pages,
+    Access, Completion, Config, File, Op, OpenMode, Outcome, Ring, Socket, Uring, Waker, available_cores,
+    pin_current_thread, prefer_huge_pages,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,6 +38,9 @@ struct Arguments {
     /// a response's all are the same bytes, which stay in the processor's cache.
     #[arg(long, default_value_t = 0)]
     spread: usize,
+    /// Send the responses out of this file, from the page cache, and not out of memory. It is written first, with `spread` bytes.
+    #[arg(long)]
+    file: Option<PathBuf>,
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// One JSON object instead of a line.
@@ -59,18 +63,55 @@ struct Peer {
     is_sending: bool,
 }
 
-/// Serves until it is woken; gives the CPU time that its thread has used.
-fn serve(mut ring: Uring, arguments: &Arguments, stop: &AtomicBool) -> io::Result<Duration> {
-    let mut memory = BytesMut::with_capacity(arguments.spread.max(arguments.response));
-    prefer_huge_pages(&mut memory);
-    memory.resize(memory.capacity(), b'r');
-    let memory = memory.freeze();
-    let mut next = 0;
-    let mut response = || {
-        let from = if next + arguments.response > memory.len() { 0 } else { next };
-        next = from + arguments.response;
-        memory.slice(from..next)
-    };
+/// Where responses come from: one place after the other, and again from the start.
+struct Responses {
+    memory: Bytes,
+    file: Option<File>,
+    len: usize,
+    next: usize,
+}
+
+impl Responses {
+    fn new(ring: &mut Uring, arguments: &Arguments) -> io::Result<Self> {
+        let mut memory = BytesMut::with_capacity(arguments.spread.max(arguments.response));
+        prefer_huge_pages(&mut memory);
+        memory.resize(memory.capacity(), b'r');
+        let open = |path: &PathBuf| {
+            std::fs::write(path, &memory)?;
+            ring.open(path, OpenMode { access: Access::Read, direct: false })
+        };
+        let file = arguments.file.as_ref().map(open).transpose()?;
+        Ok(Responses { memory: memory.freeze(), file, len: arguments.response, next: 0 })
+    }
+
+    fn next_at(&mut self) -> usize {
+        let at = if self.next + self.len > self.memory.len() { 0 } else { self.next };
+        self.next = at + self.len;
+        at
+    }
+
+    /// As many responses as are owed, or one from a file.
+    fn send(&mut self, socket: Socket, owed: &mut usize) -> Op {
+        if let Some(file) = self.file {
+            *owed -= 1;
+            return Op::SendFile { socket, file, offset: self.next_at() as u64, len: self.len as u64 };
+        }
+        let mut part = || {
+            let at = self.next_at();
+            self.memory.slice(at..at + self.len)
+        };
+        let parts = (0..std::mem::take(owed)).map(|_| part()).collect();
+        Op::Send { socket, parts }
+    }
+}
+
+/// Serves until it is woken.
+fn serve(
+    mut ring: Uring,
+    mut responses: Responses,
+    arguments: &Arguments,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let mut peers: Vec<Peer> = Vec::new();
     let mut completions: Vec<Completion> = Vec::new();
     let mut dirty = Vec::new();
@@ -101,14 +142,12 @@ fn serve(mut ring: Uring, arguments: &Arguments, stop: &AtomicBool) -> io::Resul
         for at in dirty.drain(..) {
             let peer = &mut peers[at];
             if let Some(socket) = peer.socket.filter(|_| peer.owed > 0 && !peer.is_sending) {
-                let parts = (0..std::mem::take(&mut peer.owed)).map(|_| response()).collect();
                 peer.is_sending = true;
-                ring.submit(at as u64 | SEND, Op::Send { socket, parts });
+                ring.submit(at as u64 | SEND, responses.send(socket, &mut peer.owed));
             }
         }
     }
-    let used = clock_gettime(ClockId::ThreadCPUTime);
-    Ok(Duration::new(used.tv_sec as u64, used.tv_nsec as u32))
+    Ok(())
 }
 
 /// Latencies of the requests of one connection.
@@ -146,6 +185,15 @@ async fn load(arguments: &Arguments, address: std::net::SocketAddr) -> io::Resul
     Ok(times)
 }
 
+/// CPU time of the process but for this thread.
+fn cpu_of_others() -> Duration {
+    let used = |clock| {
+        let used = clock_gettime(clock);
+        Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
+    };
+    used(ClockId::ProcessCPUTime) - used(ClockId::ThreadCPUTime)
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arc::new(Arguments::parse());
     let cores = available_cores()?;
@@ -153,23 +201,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let stop = Arc::new(AtomicBool::new(false));
     let server = {
         let (arguments, stop, core) = (arguments.clone(), stop.clone(), cores[0]);
-        thread::spawn(move || -> io::Result<Duration> {
+        thread::spawn(move || -> io::Result<()> {
             pin_current_thread(core)?;
             let mut ring = Uring::new(Config::default()).map_err(io::Error::other)?;
             let (listener, address) = ring.listen(([127, 0, 0, 1], 0).into())?;
             ring.submit(ACCEPT, Op::Accept { listener });
             let waker: Waker = ring.waker();
+            let responses = Responses::new(&mut ring, &arguments)?;
             told.send((address, waker)).map_err(io::Error::other)?;
-            serve(ring, &arguments, &stop)
+            serve(ring, responses, &arguments, &stop)
         })
     };
     let (address, waker) = tell.recv()?;
     pin_current_thread(*cores.last().ok_or("no core")?)?;
+    let before = cpu_of_others();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut times = runtime.block_on(load(&arguments, address))?;
     stop.store(true, Ordering::Relaxed);
     waker.wake();
-    let cpu = server.join().map_err(|_| "the server has panicked")??;
+    server.join().map_err(|_| "the server has panicked")??;
+    let cpu = cpu_of_others() - before;
     times.sort_unstable();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
     let (rate, p50, p99) = (times.len() as f64 / arguments.seconds, percentile(50), percentile(99));
