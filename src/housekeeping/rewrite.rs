@@ -31,8 +31,8 @@ use tokio::time::sleep;
 /// A rewriting reads what the segment takes, and writes and reads back what stays of it. Where half of it is freed that is four
 /// bytes for each that is; where a quarter is it would be ten.
 const FREED_SHARE_MIN: u64 = 2;
-/// Bytes that are read at a time, then the rate is kept.
-const PIECE_BYTES: u64 = 2 << 20;
+/// Bytes that are read at a time, then the rate is kept. What is read ahead at the end of a piece is read for nothing.
+const PIECE_BYTES: u64 = 8 << 20;
 /// Topics that are left out at a time, and that the shard is asked for.
 const TOPICS_AT_ONCE: usize = 4096;
 /// Topics that the line for the operator names.
@@ -142,7 +142,8 @@ pub fn pays(room: u64, remains: u64) -> bool {
 enum Plan {
     /// The topics that have messages there.
     Pays(Box<IndexHeader>, Vec<String>),
-    PaysNot,
+    /// So many bytes were read to tell.
+    PaysNot(u64),
     /// It may later: another link keeps the file, or the disk has no room for the new one.
     Later,
 }
@@ -173,6 +174,10 @@ pub(super) struct Rewriter {
     /// Segments that cannot be rewritten before the next check.
     refused: BTreeSet<SegmentBase>,
     may_look: bool,
+    /// Looks at many segments, as after a start, are spread over time.
+    next_look: tokio::time::Instant,
+    /// The segment that was last said not to be rewritten, and why.
+    told_of: Option<(SegmentBase, String)>,
 }
 
 impl Rewriter {
@@ -180,8 +185,17 @@ impl Rewriter {
     pub(super) fn new(shards: Rc<[ShardLink]>, index: usize, jobs: WeakUnboundedSender<Job>) -> Self {
         let shard = &shards[index];
         let outlived = Outlived::new(shard.log.segment_bytes, &shard.topics, &shard.sealed);
-        let refused = BTreeSet::new();
-        Rewriter { shards, index, jobs, outlived, under_way: None, refused, may_look: true }
+        Rewriter {
+            jobs,
+            outlived,
+            shards,
+            index,
+            under_way: None,
+            refused: BTreeSet::new(),
+            may_look: true,
+            next_look: tokio::time::Instant::now(),
+            told_of: None,
+        }
     }
 
     fn shard(&self) -> &ShardLink {
@@ -191,6 +205,11 @@ impl Rewriter {
     /// Whether there may be something to do at once.
     pub(super) fn may_look(&self) -> bool {
         self.may_look && self.under_way.is_none() && self.shard().rewrite_bytes_per_s > 0
+    }
+
+    /// When, if there may be.
+    pub(super) fn next_look(&self) -> tokio::time::Instant {
+        self.next_look
     }
 
     /// It is time to look again at what could not be done.
@@ -214,12 +233,15 @@ impl Rewriter {
                 self.under_way = Some(look);
                 self.shard().tell(ToShard::GiveUp { segment, topics, forced });
             }
-            Plan::PaysNot => self.outlived.looked_at(&look),
+            Plan::PaysNot(read_bytes) => {
+                self.outlived.looked_at(&look);
+                self.next_look = tokio::time::Instant::now() + self.shard().pause_after(read_bytes);
+            }
             Plan::Later => drop(self.refused.insert(look.segment)),
         }
     }
 
-    async fn plan(&self, segment: SegmentBase, topics: Vec<String>) -> Plan {
+    async fn plan(&mut self, segment: SegmentBase, topics: Vec<String>) -> Plan {
         let (directory, config) = (self.shard().directory.clone(), self.shard().log.clone());
         let planned = spawn_blocking(move || plan(directory, &config, segment, topics)).await;
         planned.map_err(io::Error::other).and_then(|planned| planned).unwrap_or_else(|error| {
@@ -287,9 +309,13 @@ impl Rewriter {
         done.map_err(io::Error::other).and_then(|done| done)
     }
 
-    fn say_not(&self, segment: SegmentBase, reason: &str) {
-        let name = &self.shard().broker_name;
-        log(true, &format!("{name}: segment {segment} is not rewritten and stays as it is: {reason}"));
+    fn say_not(&mut self, segment: SegmentBase, reason: &str) {
+        let told = (segment, reason.to_owned());
+        if self.told_of.as_ref() != Some(&told) {
+            let name = &self.shard().broker_name;
+            log(true, &format!("{name}: segment {segment} is not rewritten and stays as it is: {reason}"));
+            self.told_of = Some(told);
+        }
     }
 }
 
@@ -324,7 +350,10 @@ fn plan(
         Ok((header, file.remains(&mut store, &hashes, room)?))
     });
     let (header, remains) = remains.map_err(io::Error::other)?;
-    let Some(remains) = remains.filter(|remains| pays(room, remains.bytes)) else { return Ok(Plan::PaysNot) };
+    let read_bytes = if remains.is_some() { index_bytes } else { 0 };
+    let Some(remains) = remains.filter(|remains| pays(room, remains.bytes)) else {
+        return Ok(Plan::PaysNot(read_bytes));
+    };
     // The log comes first where room is short.
     if room_left(&directory)? < remains.bytes + config.segment_bytes {
         return Ok(Plan::Later);
@@ -408,7 +437,13 @@ fn read_piece(scan: &mut SegmentScan, store: &mut FsStore) -> io::Result<bool> {
 
 /// The disk is for others so long.
 async fn rest(shard: &ShardLink, bytes: u64) {
-    sleep(Duration::from_secs_f64(bytes as f64 / shard.rewrite_bytes_per_s as f64)).await;
+    sleep(shard.pause_after(bytes)).await;
+}
+
+impl ShardLink {
+    fn pause_after(&self, bytes: u64) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.rewrite_bytes_per_s as f64)
+    }
 }
 
 #[cfg(test)]

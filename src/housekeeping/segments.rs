@@ -151,7 +151,7 @@ impl Keeper<'_> {
                     }
                 }
                 _ = check.tick() => self.rewriter.on_check(),
-                () = std::future::ready(()), if self.rewriter.may_look() => {
+                () = tokio::time::sleep_until(self.rewriter.next_look()), if self.rewriter.may_look() => {
                     self.rewriter.look().await;
                     continue;
                 }
