@@ -23,6 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use memmap2::MmapMut;
 use rustix::fs::{Advice, FallocateFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -56,6 +57,7 @@ const ALLOCATED_UNIT: u64 = 512;
 /// file waiting.
 const ZEROS_BYTES: usize = 4 << 20;
 const ZEROS_CACHED_BYTES: usize = 128 << 10;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What a new data directory becomes; not looked at when the directory exists.
 #[derive(Clone, Copy, Debug)]
@@ -312,8 +314,8 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     // Where there is room already, writing zeros does not lock the file against the log's own writes, which would then go
     // to a kernel worker thread. A file system that cannot reserve room finds it as it writes, or says then that it is full.
     let _ = rustix::fs::fallocate(&file, FallocateFlags::empty(), wanted.from, wanted.to - wanted.from);
-    let mut zeros = aligned_buffer(piece_bytes);
-    zeros.resize(piece_bytes, 0);
+    let memory = zero_pages(piece_bytes)?;
+    let zeros = &memory[memory.as_ptr().align_offset(HUGE_PAGE_BYTES)..][..piece_bytes];
     let mut at = wanted.from;
     while at < wanted.to {
         let step = (wanted.to - at).min(piece_bytes as u64);
@@ -324,6 +326,14 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     file.sync_all()?;
     sync_dir(shard_dir)?;
     Ok(wanted.to)
+}
+
+/// Zeros from the first huge page's start on. Nobody writes to them, so they are the kernel's one huge page of zeros: they take no
+/// memory, and a write of many finds few pages to look up, which cost it more than all else.
+fn zero_pages(bytes: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(bytes + HUGE_PAGE_BYTES)?;
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
 }
 
 /// Gives a spare the name of a segment that does not exist; false if there is none that may be used.
