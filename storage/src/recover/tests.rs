@@ -314,6 +314,9 @@ mod fixture {
 
     const BYTES: &[u8] = include_bytes!("../../fixtures/log-format-1.segment");
     const TEXT: &str = include_str!("../../fixtures/log-format-1.txt");
+    /// A segment that was rewritten.
+    const REWRITTEN: &[u8] = include_bytes!("../../fixtures/log-format-1-rewritten.segment");
+    const REWRITTEN_TEXT: &str = include_str!("../../fixtures/log-format-1-rewritten.txt");
 
     fn config() -> LogConfig {
         LogConfig { shard: 1, log_id: 0xC0FF_EE01, ..small_config() }
@@ -360,6 +363,33 @@ mod fixture {
         quick.disk.segments[&0][..end].to_vec()
     }
 
+    /// Messages of two topics, beside each other and in blocks of their own, and what is left without one of the topics.
+    fn rewritten_today() -> Vec<u8> {
+        let mut quick = Quick::new(config());
+        let blocks: [&[&str]; 3] =
+            [&["orders", "brief", "brief", "orders", "brief"], &["brief"], &["orders"]];
+        let mut now = 1_700_000_000_000;
+        for block in blocks {
+            for topic in block {
+                now += 1;
+                append_message(&mut quick, topic, &[b'x'; 3000], now, now as u64 % 100);
+            }
+            quick.flush();
+        }
+        let end = quick.log.end().0.next_multiple_of(4096) as usize;
+        let segments = [(SegmentBase(0), quick.disk.segments.remove(&0).unwrap())].into();
+        let mut store = crate::MemoryStore { segments, ..crate::MemoryStore::default() };
+        let made = crate::rebuild_index(&mut store, &config(), SegmentBase(0), ChainPoint::default());
+        let mut rewrite = crate::Rewrite::new(&config(), &made.unwrap().0, ["brief".to_owned()].into());
+        let mut bytes = vec![0; end];
+        let mut write = |offset: u64, pages: &[u8]| {
+            bytes[offset as usize..][..pages.len()].copy_from_slice(pages);
+            Ok(())
+        };
+        while rewrite.step(&mut store, 1 << 20, &mut write).unwrap() {}
+        bytes
+    }
+
     fn read(bytes: &[u8]) -> String {
         let mut disk = Disk::default();
         disk.segments.insert(0, bytes.to_vec());
@@ -395,6 +425,7 @@ mod fixture {
     #[test]
     fn a_log_of_format_1_is_still_read() {
         assert_eq!(read(BYTES), TEXT);
+        assert_eq!(read(REWRITTEN), REWRITTEN_TEXT);
     }
 
     #[test]
@@ -403,6 +434,7 @@ mod fixture {
             written_today() == BYTES,
             "the format has changed: it needs a new version number and fixture"
         );
+        assert!(rewritten_today() == REWRITTEN, "so has that of rewritten segments");
     }
 
     /// Makes the fixture. Only for a new format.
@@ -413,6 +445,9 @@ mod fixture {
         let bytes = written_today();
         std::fs::write(dir.join("log-format-1.segment"), &bytes).unwrap();
         std::fs::write(dir.join("log-format-1.txt"), read(&bytes)).unwrap();
+        let bytes = rewritten_today();
+        std::fs::write(dir.join("log-format-1-rewritten.segment"), &bytes).unwrap();
+        std::fs::write(dir.join("log-format-1-rewritten.txt"), read(&bytes)).unwrap();
     }
 }
 
