@@ -54,6 +54,7 @@ pub struct Coverage {
     pub sent_back: u64,
     /// Times that a message was popped.
     pub popped: u64,
+    pub popped_in_order: u64,
     /// Pulls that were told of a later beginning of their queue.
     pub moved: u64,
 }
@@ -92,6 +93,7 @@ impl Coverage {
         self.interrupted += other.interrupted;
         self.moved += other.moved;
         self.popped += other.popped;
+        self.popped_in_order += other.popped_in_order;
         self.look_ups += other.look_ups;
         self.index_harm.add(other.index_harm);
         self.delayed += other.delayed;

@@ -131,8 +131,8 @@ fn report(coverage: &Coverage, anomalies: &BTreeMap<Anomaly, u64>) {
         "indexes: {injected} harmed, {reported} reported and written anew, {undone} gone or written again by the way, {unread} never read where they are wrong"
     );
     println!(
-        "later: {} delayed messages, {} retries and dead letters; {} messages popped; {} look-ups",
-        coverage.delayed, coverage.sent_back, coverage.popped, coverage.look_ups
+        "later: {} delayed messages, {} retries and dead letters; {} messages popped, {} in order; {} look-ups",
+        coverage.delayed, coverage.sent_back, coverage.popped, coverage.popped_in_order, coverage.look_ups
     );
     let count = |anomaly| anomalies.get(&anomaly).copied().unwrap_or(0);
     println!(

@@ -1,7 +1,9 @@
-//! Consumers that pop: what one is given it acknowledges, wants for longer or shorter, or forgets. Two of a group compete on a shard.
+//! Consumers that pop: what one is given it acknowledges, alone or with others, wants for longer or shorter, or forgets. Two of a group
+//! compete on a shard; the groups of some worlds pop in order.
 
 use std::collections::BTreeMap;
 
+use ringmq_protocol::body::{BatchAck, BatchAckBody, Body};
 use ringmq_protocol::code::{RequestCode, ResponseCode};
 use ringmq_protocol::frame::RemotingCommand;
 use ringmq_protocol::message::{StoredMessage, messages};
@@ -9,14 +11,15 @@ use ringmq_protocol::name;
 use ringmq_protocol::properties::names;
 use ringmq_protocol::receipt::{PopSource, Receipt};
 use ringmq_protocol::request::{
-    AckMessageRequest, ChangeInvisibleTimeRequest, ChangeInvisibleTimeResponse, PopMessageRequest,
-    PopMessageResponse,
+    AckMessageRequest, ChangeInvisibleTimeRequest, ChangeInvisibleTimeResponse, PollingInfoRequest,
+    PopMessageRequest, PopMessageResponse,
 };
 use ringmq_protocol::types::QueueOffset;
 use ringmq_ring::sim::Random;
 
 use crate::checker::{Anomaly, MessageId, Queue, TopicId, position_in};
 use crate::client::{Asked, Context, Topic};
+use crate::ring::Planted;
 use crate::wire::Wire;
 
 /// The topic that is popped, of each shard.
@@ -53,7 +56,8 @@ impl Given {
 #[derive(Debug)]
 pub(crate) enum Popping {
     Pop(TopicId),
-    Ack(Given),
+    /// With one request, or one alone.
+    Acks(Vec<Given>),
     Change(Given),
 }
 
@@ -62,6 +66,10 @@ pub(crate) struct Popper {
     poll_ms: i64,
     messages_max: i32,
     forget_percent: u64,
+    is_ordered: bool,
+    /// Of the pops of this popper, told from those of others: the same until there is an answer.
+    attempt: u64,
+    planted: Option<Planted>,
     is_asked: bool,
     pop_at: u64,
     /// What is to be said of messages, and when.
@@ -69,12 +77,15 @@ pub(crate) struct Popper {
 }
 
 impl Popper {
-    pub(crate) fn new(random: &mut Random) -> Popper {
+    pub(crate) fn new(random: &mut Random, is_ordered: bool, planted: Option<Planted>) -> Popper {
         Popper {
             invisible_ms: INVISIBLE_MS[random.below(4) as usize],
             poll_ms: [0, 50, 2_000, 15_000][random.below(4) as usize],
             messages_max: [1, 8, 32][random.below(3) as usize],
             forget_percent: [0, 10, 50][random.below(3) as usize],
+            is_ordered,
+            attempt: random.next_u64(),
+            planted,
             is_asked: false,
             pop_at: 0,
             to_say: Vec::new(),
@@ -97,16 +108,33 @@ impl Popper {
         if !self.is_asked && ctx.now >= self.pop_at {
             self.is_asked = true;
             let request = pop_request(ctx.core, self.messages_max, self.invisible_ms, self.poll_ms);
+            let attempt_id = Some(self.attempt.to_string().into()).filter(|_| self.is_ordered);
+            let request = PopMessageRequest { order: self.is_ordered, attempt_id, ..request };
             let asked = Asked::Popping(Popping::Pop(topic));
             ctx.counts.requests += 1;
             wire.ask(ctx.now, RequestCode::POP_MESSAGE, &request, Vec::new(), asked);
         }
         let now = ctx.now;
-        for (_, given) in self.to_say.extract_if(.., |(at, _)| *at <= now) {
+        let due = self.to_say.extract_if(.., |(at, _)| *at <= now);
+        let mut done: Vec<Given> = Vec::new();
+        for (_, given) in due {
             // Too busy to say more: that is forgotten.
-            if wire.outstanding() < OUTSTANDING_MAX {
-                say(wire, ctx, given);
+            if wire.outstanding() + done.len() >= OUTSTANDING_MAX {
+                continue;
             }
+            if ctx.random.chance(20) {
+                ask_change(wire, ctx, given);
+            } else {
+                ctx.checker.acknowledging(ctx.core, given.id, given.turn);
+                done.push(given);
+            }
+        }
+        if self.planted == Some(Planted::IdleAcks) {
+            done.into_iter().for_each(|given| only_pretend_to_ack(wire, ctx, given));
+        } else if done.len() > 1 || !done.is_empty() && ctx.random.chance(20) {
+            ask_acks(wire, ctx, done);
+        } else {
+            done.into_iter().for_each(|given| ask_ack(wire, ctx, given));
         }
     }
 
@@ -115,14 +143,19 @@ impl Popper {
         let code = ResponseCode(answer.code);
         match asked {
             Popping::Pop(topic) => self.on_popped(topic, answer, ctx),
-            Popping::Ack(given) if code == ResponseCode::SUCCESS => {
-                ctx.checker.acknowledged_pop(ctx.core, given.id, given.turn, ctx.wall_ms);
+            Popping::Acks(all) if code == ResponseCode::SUCCESS => {
+                for given in all {
+                    ctx.checker.acknowledged_pop(ctx.core, given.id, given.turn, ctx.wall_ms);
+                }
             }
             Popping::Change(given) if code == ResponseCode::SUCCESS => self.on_changed(given, answer, ctx),
             // The receipt does not count any more.
             Popping::Change(_) if code == ResponseCode::MESSAGE_ILLEGAL => {}
-            Popping::Ack(given) | Popping::Change(given)
+            Popping::Change(given)
                 if code == ResponseCode::NO_MESSAGE && ctx.checker.is_deletable(given.position) => {}
+            Popping::Acks(all)
+                if code == ResponseCode::NO_MESSAGE
+                    && all.iter().any(|given| ctx.checker.is_deletable(given.position)) => {}
             _ if ctx.may_refuse_write(answer) || ctx.may_refuse_read(answer) => {}
             _ => ctx.unexpected("what was said of a popped message", answer),
         }
@@ -130,6 +163,7 @@ impl Popper {
 
     fn on_popped(&mut self, topic: TopicId, answer: &RemotingCommand, ctx: &mut Context<'_>) {
         self.is_asked = false;
+        self.attempt = self.attempt.wrapping_add(1);
         self.pop_at = ctx.now + ctx.random.below(5_000_000);
         match ResponseCode(answer.code) {
             ResponseCode::SUCCESS => {}
@@ -139,7 +173,14 @@ impl Popper {
             }
             _ => return ctx.unexpected("pop", answer),
         }
-        for given in take(topic, answer, ctx) {
+        let all = take(topic, answer, ctx);
+        if self.is_ordered {
+            for given in &all {
+                let queue = (ctx.core, given.queue_id);
+                ctx.checker.popped_in_order(queue, given.offset as u64, given.id, given.turn, self.attempt);
+            }
+        }
+        for given in all {
             if !ctx.random.chance(self.forget_percent) {
                 self.to_say.push((ctx.now + ctx.random.below(300_000_000), given));
             }
@@ -173,30 +214,69 @@ pub(crate) fn pop_request(
     PopMessageRequest { poll_time: poll_ms, ..PopMessageRequest::new(group(core), TOPIC, max, invisible_ms) }
 }
 
-/// Acknowledges most messages; of some it wants to have the time changed.
-fn say(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, given: Given) {
+/// Wants another time for a message.
+fn ask_change(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, given: Given) {
+    let request = ChangeInvisibleTimeRequest {
+        consumer_group: group(ctx.core).into(),
+        topic: given.topic.clone().into(),
+        queue_id: given.queue_id,
+        extra_info: given.receipt.clone().into(),
+        offset: given.offset,
+        invisible_time: [0, 50, 1_000, 20_000][ctx.random.below(4) as usize],
+    };
     ctx.counts.requests += 1;
-    let (consumer_group, topic) = (group(ctx.core).into(), given.topic.clone().into());
-    let (queue_id, extra_info, offset) = (given.queue_id, given.receipt.clone().into(), given.offset);
-    if ctx.random.chance(20) {
-        let invisible_time = [0, 50, 1_000, 20_000][ctx.random.below(4) as usize];
-        let request = ChangeInvisibleTimeRequest {
-            consumer_group,
-            topic,
-            queue_id,
-            extra_info,
-            offset,
-            invisible_time,
-        };
-        ctx.checker.changing(ctx.core, given.id, given.turn);
-        let code = RequestCode::CHANGE_MESSAGE_INVISIBLETIME;
-        wire.ask(ctx.now, code, &request, Vec::new(), Asked::Popping(Popping::Change(given.clone())));
-    } else {
-        let request = AckMessageRequest { consumer_group, topic, queue_id, extra_info, offset };
-        ctx.checker.acknowledging(ctx.core, given.id, given.turn);
-        let asked = Asked::Popping(Popping::Ack(given.clone()));
-        wire.ask(ctx.now, RequestCode::ACK_MESSAGE, &request, Vec::new(), asked);
+    ctx.checker.changing(ctx.core, given.id, given.turn);
+    let code = RequestCode::CHANGE_MESSAGE_INVISIBLETIME;
+    wire.ask(ctx.now, code, &request, Vec::new(), Asked::Popping(Popping::Change(given.clone())));
+}
+
+fn ask_ack(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, given: Given) {
+    let request = AckMessageRequest {
+        consumer_group: group(ctx.core).into(),
+        topic: given.topic.clone().into(),
+        queue_id: given.queue_id,
+        extra_info: given.receipt.clone().into(),
+        offset: given.offset,
+    };
+    ctx.counts.requests += 1;
+    let asked = Asked::Popping(Popping::Acks(vec![given.clone()]));
+    wire.ask(ctx.now, RequestCode::ACK_MESSAGE, &request, Vec::new(), asked);
+}
+
+/// [`Planted::IdleAcks`]: another request, which is answered in the same way.
+fn only_pretend_to_ack(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, given: Given) {
+    let request =
+        PollingInfoRequest { consumer_group: group(ctx.core).into(), topic: TOPIC.into(), queue_id: 0 };
+    let asked = Asked::Popping(Popping::Acks(vec![given]));
+    wire.ask(ctx.now, RequestCode::POLLING_INFO, &request, Vec::new(), asked);
+}
+
+/// One request for all, with those together that came from one queue with one pop.
+fn ask_acks(wire: &mut Wire<Asked>, ctx: &mut Context<'_>, all: Vec<Given>) {
+    let mut queues: BTreeMap<(PopSource, i32, i64), (Receipt<'_>, Vec<i64>)> = BTreeMap::new();
+    for given in &all {
+        let receipt = Receipt::parse(&given.receipt).expect("of the broker, or made here");
+        let key = (receipt.source, given.queue_id, receipt.pop_time);
+        queues.entry(key).or_insert_with(|| (receipt, Vec::new())).1.push(given.offset);
     }
+    let acks = queues.into_iter().map(|((source, queue_id, pop_time), (receipt, offsets))| {
+        let start_offset = *offsets.iter().min().expect("one is there");
+        BatchAck {
+            offsets: offsets.iter().map(|offset| (offset - start_offset) as u32).collect(),
+            consumer_group: group(ctx.core),
+            invisible_time: receipt.invisible_time,
+            pop_time,
+            queue_id,
+            retry: source.flag().to_string(),
+            revive_queue_id: receipt.revive_queue_id,
+            start_offset,
+            topic: TOPIC.to_owned(),
+        }
+    });
+    let body = BatchAckBody { acks: acks.collect(), broker_name: format!("broker-a-{}", ctx.core) };
+    ctx.counts.requests += 1;
+    let asked = Asked::Popping(Popping::Acks(all.clone()));
+    wire.ask(ctx.now, RequestCode::BATCH_ACK_MESSAGE, &(), body.to_json(), asked);
 }
 
 /// The messages of an answer, checked, with their receipts: those that came with them, or made as clients make them.

@@ -54,6 +54,8 @@ pub enum Planted {
     UnsyncedRewrite,
     /// A segment is rewritten though its messages are not given up.
     HastyRewrite,
+    /// Acknowledgements of popped messages are answered, and nothing is done.
+    IdleAcks,
 }
 
 /// What the ring and the world around it tell each other.

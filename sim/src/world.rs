@@ -152,7 +152,8 @@ impl World {
             clients.push((core, Role::Retrier(Retrier::new(core, &mut random))));
         }
         for core in (0..plan.cores).filter(|_| keeps_all && plan.has_poppers) {
-            clients.extend([0; 2].map(|_| (core, Role::Popper(Popper::new(&mut random)))));
+            let mut popper = || Popper::new(&mut random, plan.pops_in_order, options.planted);
+            clients.extend([0; 2].map(|_| (core, Role::Popper(popper()))));
         }
         let is_direct = random.chance(70);
         disk.set_direct(is_direct);

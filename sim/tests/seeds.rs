@@ -76,6 +76,7 @@ fn sound_brokers_pass_and_the_worlds_are_eventful() {
         ("delayed messages", all.delayed),
         ("messages sent back", all.sent_back),
         ("messages popped", all.popped),
+        ("messages popped in order", all.popped_in_order),
         ("harmed indexes that were reported", all.index_harm.reported),
         ("segments made of spares", all.recycled),
         ("segments rewritten", all.rewritten),
@@ -209,4 +210,9 @@ fn a_rewriting_of_what_is_still_there_for_clients_is_found() {
     // The clock has to be put back, and then somebody has to ask: that takes longer worlds than the others, and some of them.
     let options = Options { steps: 4_000, ..options() };
     finds_from(30, options, Planted::HastyRewrite, &[Anomaly::Resurrected]);
+}
+
+#[test]
+fn an_acknowledgement_that_does_nothing_is_found() {
+    finds(Planted::IdleAcks, &[Anomaly::Duplicate]);
 }

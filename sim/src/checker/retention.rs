@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub(super) struct Old {
     /// What lies before this was released: it may be gone, or not yet.
     released: u64,
+    /// The same, in any life: after a crash it may be there again.
+    ever_released: u64,
     /// What lies before this was gone when the broker started.
     gone: u64,
     releasing: Option<Releasing>,
@@ -64,6 +66,7 @@ impl Checker {
         let commits = old.releasing.take().map(|releasing| releasing.commits).unwrap_or_default();
         let oldest = old.released..end;
         old.released = old.released.max(end);
+        old.ever_released = old.ever_released.max(end);
         let mut found = Vec::new();
         for (group, topic) in online.iter().filter(|(_, topic)| !self.is_forsaken(*topic)) {
             let first = (Queue { topic: *topic, id: 0 }, 0);
@@ -89,7 +92,8 @@ impl Checker {
     pub fn begins_at(&mut self, start: u64) -> bool {
         let old = self.old.entry(start >> SHARD_SHIFT).or_default();
         let (released, gone) = (old.released, old.gone);
-        *old = Old { released: start, gone: start, releasing: None };
+        let ever_released = old.ever_released;
+        *old = Old { released: start, ever_released, gone: start, releasing: None };
         if start > released.max(start >> SHARD_SHIFT << SHARD_SHIFT) {
             let text = format!("the log begins at {start}, and only what is before {released} was released");
             self.report(Anomaly::LostWrite, text);
@@ -107,6 +111,11 @@ impl Checker {
 
     pub(super) fn is_gone(&self, position: u64) -> bool {
         self.old(position).is_some_and(|old| position < old.gone)
+    }
+
+    /// Whether what lies here was released once, or is about to be.
+    pub(super) fn was_released(&self, position: u64) -> bool {
+        self.old(position).is_some_and(|old| position < old.ever_released.max(old.asked()))
     }
 
     /// Whether what lies here may be gone by now.

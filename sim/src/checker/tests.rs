@@ -340,7 +340,7 @@ fn what_is_popped_is_nobody_elses_until_its_time_is_over_and_in_the_end_somebody
             checker.acknowledging(0, id(number), turn);
         }
         story(&mut checker);
-        checker.finish_popped(0, &[QUEUE], &contents);
+        checker.finish_popped(0, &[QUEUE], &contents, false);
         checker.violations().iter().map(|violation| violation.anomaly).collect::<Vec<_>>()
     };
     // Given, forgotten, given again and acknowledged; the answers came in another order.
@@ -388,4 +388,52 @@ fn what_is_popped_is_nobody_elses_until_its_time_is_over_and_in_the_end_somebody
         acknowledged(checker, 19);
     };
     assert_eq!(judge(&timeless), []);
+}
+
+#[test]
+fn in_order_one_pop_has_a_queue_at_a_time_and_leaves_nothing_out() {
+    let judge = |deletes: bool, story: &dyn Fn(&mut Checker)| {
+        let mut checker = checker();
+        story(&mut checker);
+        checker.finish_popped(0, &[QUEUE], &Contents::new(), deletes);
+        checker.violations().iter().map(|violation| violation.anomaly).collect::<Vec<_>>()
+    };
+    // Message, pop, its time and its end.
+    let pop = |checker: &mut Checker, number: u32, pop, pop_time, until| {
+        let turn = checker.popped(0, id(number), pop_time, until);
+        checker.popped_in_order((0, 0), number.into(), id(number), turn, pop);
+        turn
+    };
+    let together = |checker: &mut Checker| {
+        pop(checker, 0, 1, 10, 20);
+        pop(checker, 1, 1, 10, 20);
+        // What is over comes again, before what is new.
+        pop(checker, 0, 2, 20, 30);
+        pop(checker, 1, 2, 20, 30);
+        pop(checker, 2, 2, 20, 30);
+    };
+    assert_eq!(judge(false, &together), []);
+    let too_early = |checker: &mut Checker| {
+        pop(checker, 0, 1, 10, 20);
+        pop(checker, 1, 2, 19, 30);
+    };
+    assert_eq!(judge(false, &too_early), [Anomaly::Disorder]);
+    let the_answers_the_other_way_round = |checker: &mut Checker| {
+        let turn = checker.popped(0, id(0), 10, 20);
+        pop(checker, 1, 2, 19, 30);
+        checker.popped_in_order((0, 0), 0, id(0), turn, 1);
+    };
+    assert_eq!(judge(true, &the_answers_the_other_way_round), [Anomaly::Disorder]);
+    let done = |checker: &mut Checker| {
+        let turn = pop(checker, 0, 1, 10, 20);
+        checker.acknowledging(0, id(0), turn);
+        pop(checker, 1, 2, 12, 30);
+    };
+    assert_eq!(judge(false, &done), []);
+    let left_out = |checker: &mut Checker| {
+        pop(checker, 0, 1, 10, 20);
+        pop(checker, 2, 2, 20, 30);
+    };
+    assert_eq!(judge(false, &left_out), [Anomaly::Skipped]);
+    assert_eq!(judge(true, &left_out), [], "where messages go, one may have gone");
 }

@@ -204,7 +204,9 @@ impl World {
         };
         self.read_messages(core, &mut wire, &dead, 0, take);
         let queues: Vec<Queue> = (0..topic.queues).map(|id| Queue { topic: topic.id, id }).collect();
-        self.coverage.popped += self.checker.finish_popped(number, &queues, contents);
+        let (popped, in_order) = self.checker.finish_popped(number, &queues, contents, self.plan.deletes());
+        self.coverage.popped += popped;
+        self.coverage.popped_in_order += in_order;
     }
 
     /// Gives all messages of a queue to `take`; false if its topic is not there.

@@ -20,6 +20,8 @@ pub(super) struct Plan {
     pub(super) has_poppers: bool,
     /// A topic keeps its messages for so long only.
     pub(super) brief_ms: Option<u64>,
+    /// Whether they pop in order.
+    pub(super) pops_in_order: bool,
     /// Whether indexes are harmed.
     pub(super) harms_indexes: bool,
 }
@@ -30,7 +32,8 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x706c_616e);
         let cores = [1, 1, 2, 3][random.below(4) as usize];
         let (has_retriers, harms_indexes) = (random.chance(60), random.chance(40));
-        let has_poppers = Random::new(seed ^ 0x0070_6f70).chance(50);
+        let mut of_pops = Random::new(seed ^ 0x0070_6f70);
+        let (has_poppers, pops_in_order) = (of_pops.chance(50), of_pops.chance(40));
         let is_about_rewriting = matches!(
             planted,
             Some(Planted::GreedyRewrite | Planted::UnsyncedRewrite | Planted::HastyRewrite)
@@ -41,7 +44,15 @@ impl Plan {
         let all = Keeping { rewrites: has_brief, ..Keeping::ALL };
         let is_about_retention = matches!(planted, Some(Planted::HastyRelease | Planted::IgnoredGroups));
         if is_about_rewriting || !is_about_retention && !random.chance(50) {
-            return Plan { cores, keeping: all, has_retriers, has_poppers, brief_ms, harms_indexes };
+            return Plan {
+                cores,
+                keeping: all,
+                has_retriers,
+                has_poppers,
+                pops_in_order,
+                brief_ms,
+                harms_indexes,
+            };
         }
         let bytes = [None, Some(0), Some(4 << 20), Some(7 << 20)][random.below(4) as usize];
         let age = [1, 50, 1_000, 20_000][random.below(4) as usize];
@@ -55,7 +66,7 @@ impl Plan {
             forced: random.chance(50) && planted != Some(Planted::IgnoredGroups),
         };
         let keeping = Keeping { retention, check_nanos: random.between(5 * MILLI, SECOND), ..all };
-        Plan { cores, keeping, has_retriers, has_poppers, brief_ms, harms_indexes }
+        Plan { cores, keeping, has_retriers, has_poppers, pops_in_order, brief_ms, harms_indexes }
     }
 
     /// Whether segments have to fill fast.
