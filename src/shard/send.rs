@@ -46,6 +46,8 @@ pub(super) struct PendingBlock {
     visible: Vec<(QueueIx, QueueOffset)>,
     /// Topics made or changed in the block.
     pub(super) announcements: Vec<Announcement>,
+    /// Nothing here but sends in async mode that came when the disk was far behind: they wait until it has caught up, not for the block.
+    is_async: bool,
 }
 
 impl PendingBlock {
@@ -347,29 +349,36 @@ impl Shard {
         let queue = staged.target.queue;
         let end = QueueOffset(staged.first.0 + staged.count);
         // A producer that is faster than the disk learns it by waiting, not by being refused when the memory is full.
-        let keeps_up = self.log.staged_bytes() <= self.log.config().staged_bytes_max / ASYNC_UNDURABLE_PART;
-        let is_async = staged.target.flush == FlushDiskType::Async && keeps_up;
-        if is_async {
+        let keeps_up = self.disk_keeps_up();
+        let is_async = staged.target.flush == FlushDiskType::Async;
+        // A3: not before messages of the queue that wait.
+        if is_async && keeps_up && self.queues[queue.0 as usize].visible == staged.first {
             fx.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
-            // A3: not before messages of the queue that were sent when its topic was not async.
-            if self.queues[queue.0 as usize].visible == staged.first {
-                return self.make_visible(queue, end, fx);
-            }
+            return self.make_visible(queue, end, fx);
         }
-        let pending = self.pending(staged.block);
-        if !is_async {
-            pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
-        }
+        let pending = self.pending_of(staged.block, is_async);
+        pending.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
         pending.show(queue, end);
     }
 
     /// What waits for a block; made when the first thing does.
     pub(super) fn pending(&mut self, block: BlockSeq) -> &mut PendingBlock {
+        self.pending_of(block, false)
+    }
+
+    fn pending_of(&mut self, block: BlockSeq, is_async: bool) -> &mut PendingBlock {
         if self.pending.back().is_none_or(|last| last.block != block) {
             let spare = self.spare_pending.pop().unwrap_or_default();
-            self.pending.push_back(PendingBlock { block, ..spare });
+            self.pending.push_back(PendingBlock { block, is_async: true, ..spare });
         }
-        self.pending.back_mut().expect("just made")
+        let pending = self.pending.back_mut().expect("just made");
+        pending.is_async &= is_async;
+        pending
+    }
+
+    /// So little waits for the disk that async sends need not.
+    fn disk_keeps_up(&self) -> bool {
+        self.log.staged_bytes() <= self.log.config().staged_bytes_max / ASYNC_UNDURABLE_PART
     }
 
     /// What waits for a block that is not durable, if anything does.
@@ -407,9 +416,12 @@ impl Shard {
         }
     }
 
-    /// 6. Everything up to `durable` is on disk: the answers leave, and the messages are there for consumers.
+    /// 6. Everything up to `durable` is on disk: the answers leave, and the messages are there for consumers. So are those
+    ///    behind that only waited for the disk to catch up.
     fn acknowledge(&mut self, durable: BlockSeq, fx: &mut Effects) {
-        while self.pending.front().is_some_and(|pending| pending.block <= durable) {
+        let keeps_up = self.disk_keeps_up();
+        let is_due = |pending: &PendingBlock| pending.block <= durable || pending.is_async && keeps_up;
+        while self.pending.front().is_some_and(is_due) {
             let mut pending = self.pending.pop_front().expect("just seen");
             fx.replies.append(&mut pending.replies);
             for (queue, end) in pending.visible.drain(..) {

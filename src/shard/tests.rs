@@ -304,10 +304,24 @@ fn async_sends_wait_for_a_disk_that_is_far_behind() {
     let answered =
         sends.iter().filter(|send| f.answer(**send).is_some_and(|answer| answer.code == 0)).count();
     assert!((in_memory - 1..=in_memory).contains(&answered), "{answered}");
-    f.settle();
+    let behind = f.pull("T", answered as i64, 0, "*");
+    assert_eq!(
+        f.pulled(behind).unwrap().0,
+        ResponseCode::PULL_NOT_FOUND.0,
+        "A3: nobody sees what is not acknowledged"
+    );
+    // Once the disk has caught up the others do not wait for their own blocks.
+    f.prepare();
+    let mut writes = f.writes().into_iter();
+    while f.shard.log.staged_bytes() > at_once {
+        f.complete(&writes.next().expect("enough to catch up"));
+    }
+    assert!(f.shard.log.staged_bytes() > 0);
     for (offset, send) in sends.into_iter().enumerate().skip(answered) {
         assert_eq!(f.sent(send), offset as i64, "in their order, and none refused");
     }
+    let pull = f.pull("T", 2 * in_memory as i64 - 1, 0, "*");
+    assert_eq!(f.pulled(pull).unwrap().2.len(), 1);
     let send = f.send("T", 0, "", b"at once again");
     assert_eq!(f.sent(send), 2 * in_memory as i64);
 }
