@@ -101,6 +101,12 @@ def target_directory():
     return Path(json.loads(metadata)["target_directory"])
 
 
+def built_programs():
+    """The folder of ringmq-broker and the tools, built if need be."""
+    run(["cargo", "build", "--release", "--quiet", "-p", "ringmq", "-p", "ringmq-tools"], cwd=REPOSITORY)
+    return target_directory() / "release"
+
+
 def benchmark(name, *package):
     """The program of a benchmark of ours, built if need be."""
     command = ["cargo", "bench", "--quiet", *package, "--bench", name, "--no-run", "--message-format=json"]
@@ -188,9 +194,7 @@ class Ringmq:
 
     def install_programs(self):
         needs("taskset")
-        if self.plan.programs is None:
-            run(["cargo", "build", "--release", "--quiet", "-p", "ringmq", "-p", "ringmq-tools"], cwd=REPOSITORY)
-            self.plan.programs = target_directory() / "release"
+        self.plan.programs = self.plan.programs or built_programs()
 
     def install(self):
         self.install_programs()

@@ -16,7 +16,7 @@ use crate::driver::{FromShard, ToShard};
 use crate::shard::News;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use registration::Registrar;
-pub use rewrite::{Look, Outlived, pays};
+pub use rewrite::{Look, Outlived};
 use ringmq_protocol::body::TopicConfig;
 use ringmq_ring::Waker;
 use ringmq_storage::{IndexHeader, LogConfig};

@@ -133,9 +133,14 @@ impl Outlived {
     }
 }
 
+/// Bytes that have to come back of a segment that takes `room`.
+fn freed_min(room: u64) -> u64 {
+    room.div_ceil(FREED_SHARE_MIN)
+}
+
 /// Whether it pays to rewrite a segment.
-pub fn pays(room: u64, remains: u64) -> bool {
-    room.saturating_sub(remains) >= room.div_ceil(FREED_SHARE_MIN)
+fn pays(room: u64, remains: u64) -> bool {
+    room.saturating_sub(remains) >= freed_min(room)
 }
 
 /// What came of a look.
@@ -347,7 +352,7 @@ fn plan(
     let hashes = topics.iter().map(|topic| TopicHash::of(topic)).collect();
     let remains = read_index_header(&mut store, config, segment, index_bytes).and_then(|header| {
         let file = IndexFile::new(config, header.clone());
-        Ok((header, file.remains(&mut store, &hashes, room)?))
+        Ok((header, file.remains(&mut store, &hashes, room, freed_min(room))?))
     });
     let (header, remains) = remains.map_err(io::Error::other)?;
     let read_bytes = if remains.is_some() { index_bytes } else { 0 };

@@ -1,6 +1,6 @@
 //! Membership and what operators ask: topics, groups, connections, the broker itself.
 
-use super::attributes::TopicPolicy;
+use super::attributes::own_retention_ms;
 use super::effects::{Effects, News, ReplyTo};
 use super::filter::Filter;
 use super::groups::Client;
@@ -258,7 +258,7 @@ impl Shard {
             return Err(Refusal::too_many_topics());
         }
         let known = self.topics.get(&config.topic_name).and_then(|topic| topic.policy.retention_ms);
-        let wanted = TopicPolicy::of(&config.attributes).retention_ms;
+        let wanted = own_retention_ms(&config);
         if let Some(until_now) = known.filter(|until_now| wanted.is_none_or(|wanted| wanted > *until_now)) {
             // What was over by the shorter time does not come back with the longer one.
             let before = StoreTimestamp(self.now.wall_ms.saturating_sub(until_now));

@@ -404,8 +404,8 @@ impl Shard {
         let at = ReadAt { block: stretch.next, is_exact: false };
         let is_kept = self.cold.kept.iter().any(|kept| (kept.start..kept.next).contains(&at.block));
         let is_cold = at.block < self.log.tail_start();
-        let end = self.segment_end(stretch.start).min(self.log.durable());
-        let is_there = || at.block < end && Some(at.block) != self.cold.damaged;
+        let end = || self.segment_end(stretch.start).min(self.log.durable());
+        let is_there = || Some(at.block) != self.cold.damaged && at.block < end();
         if self.cold.in_flight.is_empty() && self.cold.waiting.is_empty() && is_cold && !is_kept && is_there()
         {
             let len = self.cold_len(at.block);
@@ -417,8 +417,8 @@ impl Shard {
     fn segment_end(&self, position: PhysicalOffset) -> PhysicalOffset {
         let segment = self.locate(position).0;
         let in_memory = self.log.blocks().segment(segment).and_then(|blocks| blocks.end());
-        let sealed = || self.sealed.headers().rev().find(|header| header.base == segment);
-        in_memory.or_else(|| sealed().map(|header| header.end.position)).unwrap_or(position)
+        let sealed = || self.sealed.header(segment).map(|header| header.end.position);
+        in_memory.or_else(sealed).unwrap_or(position)
     }
 
     /// What is wanted there is gone. Where its queue begins now is a pull's next question.

@@ -29,8 +29,8 @@ impl Shard {
                 return self.wait_for(missing, Waiter::GiveUp { segment, topics, forced }, fx);
             }
         };
-        let last = self.sealed.headers().find(|header| header.base == segment);
-        let before = StoreTimestamp(last.map_or(0, |header| header.last_timestamp.0 + 1));
+        let before = self.sealed.header(segment).map_or(0, |header| header.last_timestamp.0 + 1);
+        let before = StoreTimestamp(before);
         let is_known = |topic: &&String| self.topics.get(topic).is_some_and(|t| t.given_up >= before);
         let unknown: Vec<String> = over.iter().filter(|topic| !is_known(topic)).cloned().collect();
         let topics = match self.give_up(&unknown, before) {
@@ -54,10 +54,8 @@ impl Shard {
         topics: &[String],
         forced: bool,
     ) -> Result<Vec<String>, Missing> {
-        let header = self.sealed.headers().find(|header| header.base == segment);
-        let Some((end, last)) = header.map(|header| (header.end.position, header.last_timestamp)) else {
-            return Ok(Vec::new());
-        };
+        let Some(header) = self.sealed.header(segment) else { return Ok(Vec::new()) };
+        let (end, last) = (header.end.position, header.last_timestamp);
         if self.oldest_needed().is_none_or(|needed| segment >= needed) {
             return Ok(Vec::new()); // G2
         }
@@ -103,7 +101,7 @@ impl Shard {
         let Some(topic) = self.topics.get(topic) else { return };
         for queue in topic.known_queues() {
             let state = &mut self.queues[queue.0 as usize];
-            (state.retention_ms, state.given_up) = (topic.policy.retention_ms, topic.given_up);
+            topic.pass_times(state);
             state.min_releases = None;
         }
     }

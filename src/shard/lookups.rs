@@ -184,9 +184,7 @@ impl Shard {
         match taken {
             Ok(()) => self.on_page(page, fx),
             // Released meanwhile: whoever waits asks again, and is told of the new first offset.
-            Err(_) if self.sealed.headers().all(|header| header.base != page.segment) => {
-                self.on_page(page, fx)
-            }
+            Err(_) if self.sealed.header(page.segment).is_none() => self.on_page(page, fx),
             Err(_) if !is_second_try => self.read_page(page, true, fx),
             Err(problem) => self.on_bad_page(page, &problem, fx),
         }
@@ -224,8 +222,7 @@ impl Shard {
     fn on_bad_page(&mut self, page: PageId, problem: &str, fx: &mut Effects) {
         let segment = page.segment;
         let line = format!("page {} of the index of segment {segment} cannot be used: {problem}", page.page);
-        let header = self.sealed.headers().find(|header| header.base == segment);
-        if let Some(replay_from) = header.map(|header| header.replay_from)
+        if let Some(replay_from) = self.sealed.header(segment).map(|header| header.replay_from)
             && self.lookups.rebuilding.insert(segment)
         {
             fx.log_error(format!("{}: {line}; the index is written anew", self.config.broker_name));
@@ -269,7 +266,7 @@ impl Shard {
         self.lookups.rebuilding.remove(&segment);
         let reads = self.lookups.in_flight.values_mut().filter(|read| read.page.segment == segment);
         reads.for_each(|read| read.is_stale = true);
-        if self.sealed.headers().all(|header| header.base != segment) {
+        if self.sealed.header(segment).is_none() {
             return; // released meanwhile
         }
         match result {

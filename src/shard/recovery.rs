@@ -115,8 +115,7 @@ impl Shard {
         }
         for topic in state.topics.sorted() {
             for queue in topic.known_queues() {
-                let of_queue = &mut state.queues[queue.0 as usize];
-                (of_queue.retention_ms, of_queue.given_up) = (topic.policy.retention_ms, topic.given_up);
+                topic.pass_times(&mut state.queues[queue.0 as usize]);
             }
         }
         if let Some(newest) = state.sealed.last() {

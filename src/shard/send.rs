@@ -348,11 +348,10 @@ impl Shard {
         };
         let queue = staged.target.queue;
         let end = QueueOffset(staged.first.0 + staged.count);
-        // A producer that is faster than the disk learns it by waiting, not by being refused when the memory is full.
-        let keeps_up = self.disk_keeps_up();
         let is_async = staged.target.flush == FlushDiskType::Async;
-        // A3: not before messages of the queue that wait.
-        if is_async && keeps_up && self.queues[queue.0 as usize].visible == staged.first {
+        // A producer that is faster than the disk learns it by waiting, not by being refused when the memory is full. And A3: not
+        // before messages of the queue that wait.
+        if is_async && self.disk_keeps_up() && self.queues[queue.0 as usize].visible == staged.first {
             fx.replies.push(staged.to, ResponseCode::SUCCESS, None, &response, &[]);
             return self.make_visible(queue, end, fx);
         }

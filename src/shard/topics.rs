@@ -37,20 +37,26 @@ impl Topic {
         if self.queues.len() <= slot {
             self.queues.resize(slot + 1, None);
         }
-        *self.queues[slot].get_or_insert_with(|| {
-            let queue = index.queue(&self.config.topic_name, id);
-            if states.len() <= queue.0 as usize {
-                states.resize_with(queue.0 as usize + 1, QueueState::default);
-            }
-            let state = &mut states[queue.0 as usize];
-            (state.retention_ms, state.given_up) = (self.policy.retention_ms, self.given_up);
-            queue
-        })
+        if let Some(queue) = self.queues[slot] {
+            return queue;
+        }
+        let queue = index.queue(&self.config.topic_name, id);
+        if states.len() <= queue.0 as usize {
+            states.resize_with(queue.0 as usize + 1, QueueState::default);
+        }
+        self.pass_times(&mut states[queue.0 as usize]);
+        self.queues[slot] = Some(queue);
+        queue
     }
 
     /// Messages that were stored before this are not delivered any more; `None` if only the log's own age counts.
     pub(super) fn oldest(&self, now_ms: i64) -> Option<StoreTimestamp> {
         oldest(self.policy.retention_ms, self.given_up, now_ms)
+    }
+
+    /// Up to which time its messages are gone is kept with each of its queues too.
+    pub(super) fn pass_times(&self, queue: &mut QueueState) {
+        (queue.retention_ms, queue.given_up) = (self.policy.retention_ms, self.given_up);
     }
 
     /// The queues that were ever used.

@@ -342,12 +342,13 @@ impl IndexFile {
     /// What the segment would take on the disk without the messages of some topics; `None` if it has none of them. Reads the
     /// index alone. Pages that hold nothing but settings are not known to it: it may be some more.
     ///
-    /// `bytes`: what the segment takes now. If the messages of the topics are less than half of that, that is the answer too.
+    /// `bytes`: what the segment takes now. That is the answer too if the messages of the topics are less than `freed_min`.
     pub fn remains<S: SegmentStore>(
         &self,
         store: &mut S,
         topics: &BTreeSet<TopicHash>,
         bytes: u64,
+        freed_min: u64,
     ) -> Result<Option<Remains>, IndexProblem> {
         let (mut dead, mut live, mut present) = (Vec::new(), Vec::new(), BTreeSet::new());
         for page in self.header.queue_pages() {
@@ -382,7 +383,7 @@ impl IndexFile {
                 keep(entry.block.0, (HEADER_BYTES + GAP_BYTES_MIN) as u64);
             })?;
         }
-        if dead_bytes < bytes / 2 {
+        if dead_bytes < freed_min {
             return Ok(Some(Remains { bytes, topics: present }));
         }
         for entries in live {

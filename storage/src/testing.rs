@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use ringmq_protocol::types::{PhysicalOffset, StoreTimestamp};
+use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
+use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
 
 use crate::config::LogConfig;
 use crate::log::{CommitLog, LogWrite, Prepare};
@@ -213,6 +214,31 @@ impl Quick {
         let appended = self.log.append_record(7, &body(id, len), StoreTimestamp(now)).expect("accepted");
         self.flush();
         appended.position
+    }
+
+    /// A message at its offset in a queue.
+    pub(crate) fn append_message(
+        &mut self,
+        (topic, queue_id, offset): (&str, QueueId, QueueOffset),
+        body: &[u8],
+        properties: &str,
+        now: StoreTimestamp,
+    ) {
+        let parts = MessageParts {
+            topic,
+            queue_id,
+            flag: 0,
+            sys_flag: SysFlag(0),
+            born_timestamp: BornTimestamp(1),
+            born_host: "192.0.2.1:4000".parse().unwrap(),
+            store_host: "192.0.2.2:10911".parse().unwrap(),
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+            body,
+            properties: &[properties.as_bytes()],
+        };
+        let write = |position, time, bytes: &mut [u8]| encode_into(&parts, offset, position, time, bytes);
+        self.log.append(encoded_len(&parts), now, write).unwrap();
     }
 
     pub(crate) fn flush(&mut self) {

@@ -83,13 +83,8 @@ impl MessageParts<'_> {
     }
 }
 
-#[inline]
 fn host_len(host: &SocketAddr) -> usize {
-    match host {
-        SocketAddr::V4(_) => 8,
-        SocketAddr::V6(host) if host.ip().to_ipv4_mapped().is_some() => 8,
-        SocketAddr::V6(_) => 20,
-    }
+    if host.ip().to_canonical().is_ipv4() { 8 } else { 20 }
 }
 
 /// Bytes that the record of a message takes.
@@ -110,7 +105,6 @@ pub fn encoded_len(parts: &MessageParts<'_>) -> usize {
 struct Writer<'a>(&'a mut [u8]);
 
 impl Writer<'_> {
-    #[inline]
     fn put(&mut self, bytes: &[u8]) {
         let (head, rest) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
         head.copy_from_slice(bytes);
@@ -125,7 +119,6 @@ impl Writer<'_> {
         self.put(&number.to_be_bytes());
     }
 
-    #[inline]
     fn put_host(&mut self, host: &SocketAddr) {
         match host.ip().to_canonical() {
             IpAddr::V4(ip) => self.put(&ip.octets()),

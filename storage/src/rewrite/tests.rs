@@ -1,6 +1,5 @@
 use proptest::prelude::*;
-use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
-use ringmq_protocol::types::{BornTimestamp, PhysicalOffset, QueueId, QueueOffset, StoreTimestamp, SysFlag};
+use ringmq_protocol::types::{PhysicalOffset, QueueId, QueueOffset, StoreTimestamp};
 
 use super::*;
 use crate::indexes::rebuild_index;
@@ -32,25 +31,9 @@ fn log(steps: &[Step]) -> MemoryStore {
         match step.topic {
             Some(topic) => {
                 let (body, key) = (vec![number as u8 | 1; step.bytes], format!("KEYS\x01key-{number}\x02"));
-                let parts = MessageParts {
-                    topic: TOPICS[topic],
-                    queue_id: QueueId((next[topic] % 2) as u32),
-                    flag: 0,
-                    sys_flag: SysFlag(0),
-                    born_timestamp: BornTimestamp(1),
-                    born_host: "192.0.2.1:4000".parse().unwrap(),
-                    store_host: "192.0.2.2:10911".parse().unwrap(),
-                    reconsume_times: 0,
-                    prepared_transaction_offset: 0,
-                    body: &body,
-                    properties: &[key.as_bytes()],
-                };
-                let offset = QueueOffset(next[topic] / 2);
+                let at = (TOPICS[topic], QueueId((next[topic] % 2) as u32), QueueOffset(next[topic] / 2));
                 next[topic] += 1;
-                let write = |position, time, bytes: &mut [u8]| {
-                    encode_into(&parts, offset, position, time, bytes);
-                };
-                quick.log.append(encoded_len(&parts), now, write).unwrap();
+                quick.append_message(at, &body, &key, now);
             }
             None => drop(quick.log.append_record(7, &vec![7; step.bytes], now).unwrap()),
         }
@@ -150,7 +133,7 @@ proptest! {
         let hashes = dead.iter().map(|topic| TopicHash::of(topic)).collect();
         let file = IndexFile::new(&small_config(), header(&mut store));
         // As if it took nothing: then all is counted.
-        let expected = file.remains(&mut store, &hashes, 0).unwrap();
+        let expected = file.remains(&mut store, &hashes, 0, 0).unwrap();
         prop_assert_eq!(expected.is_some(), before.iter().any(|(at, bytes)| {
             *at < small_config().segment_bytes && topic_of(bytes).is_some_and(|topic| dead.contains(&topic))
         }));
@@ -199,7 +182,7 @@ proptest! {
         let hashes = [TopicHash::of(TOPICS[dead])].into();
         let file = IndexFile::new(&small_config(), header(&mut store));
         let remains = |store: &mut MemoryStore, bytes| {
-            file.remains(store, &hashes, bytes).unwrap().map(|remains| remains.bytes)
+            file.remains(store, &hashes, bytes, bytes / 2).unwrap().map(|remains| remains.bytes)
         };
         let expected = remains(&mut store, 0);
         // With all that it takes given, a small share is not looked at more closely.

@@ -2,8 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use ringmq_protocol::message::StoredMessage;
-use ringmq_protocol::message::{MessageParts, encode_into, encoded_len};
-use ringmq_protocol::types::{BornTimestamp, QueueId, SysFlag, TagsCode};
+use ringmq_protocol::types::{QueueId, TagsCode};
 
 use super::*;
 use crate::key_table::{KeyHash, TopicHash};
@@ -131,23 +130,8 @@ proptest! {
 
 fn message(quick: &mut Quick, queue: u32, offset: u64, key: &str) {
     let properties = format!("KEYS\x01{key}\x02");
-    let parts = MessageParts {
-        topic: "orders",
-        queue_id: QueueId(queue),
-        flag: 0,
-        sys_flag: SysFlag(0),
-        born_timestamp: BornTimestamp(1),
-        born_host: "192.0.2.1:4000".parse().unwrap(),
-        store_host: "192.0.2.2:10911".parse().unwrap(),
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: b"a body",
-        properties: &[properties.as_bytes()],
-    };
-    let write =
-        |position, time, bytes: &mut [u8]| encode_into(&parts, QueueOffset(offset), position, time, bytes);
-    let now = StoreTimestamp(5000 + offset as i64);
-    quick.log.append(encoded_len(&parts), now, write).unwrap();
+    let at = ("orders", QueueId(queue), QueueOffset(offset));
+    quick.append_message(at, b"a body", &properties, StoreTimestamp(5000 + offset as i64));
     quick.flush();
 }
 

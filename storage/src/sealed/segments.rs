@@ -94,9 +94,14 @@ impl SealedSegments {
         self.headers.iter()
     }
 
+    /// That of one segment, if it is sealed.
+    pub fn header(&self, base: SegmentBase) -> Option<&IndexHeader> {
+        self.at(base).map(|at| &self.headers[at])
+    }
+
     /// Takes a page that was read. Bytes that are not that page are not taken, and the error says why.
     pub fn put_page(&mut self, id: PageId, bytes: Bytes) -> Result<(), IndexError> {
-        let header = self.at(id.segment).map(|at| &self.headers[at]).ok_or(IndexError::NotAsked)?;
+        let header = self.header(id.segment).ok_or(IndexError::NotAsked)?;
         header.check_page(&bytes, self.identity, id.page)?;
         self.cache.put(id, bytes);
         Ok(())

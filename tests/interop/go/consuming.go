@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	rocketmq "github.com/apache/rocketmq-client-go/v2"
@@ -112,32 +111,18 @@ func pushBroadcast(w *world) {
 func pushOrderly(w *world) {
 	topic := w.name("t")
 	queues := w.createTopic(topic, 2)
-	in := &inbox{}
-	inside := map[string]*atomic.Int32{}
-	for _, queue := range queues {
-		inside[queueName(queue)] = &atomic.Int32{}
-	}
-	var overlaps atomic.Int32
-	handle := func(ctx context.Context, batch ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
-		running := inside[queueName(batch[0].Queue)]
-		if running.Add(1) != 1 {
-			overlaps.Add(1)
-		}
-		in.add(batch)
-		running.Add(-1)
-		return consumer.ConsumeSuccess, nil
-	}
+	in := &orderlyInbox{}
 	var keys []string
 	for turn := range 2 {
 		keys = append(keys, w.sendTo(queues, "T", fmt.Sprintf("%d-before-", turn), 60)...)
-		running := w.push(w.name("g"), topic, byTags("*"), handle, consumer.WithConsumerOrder(true))
+		running := w.push(w.name("g"), topic, byTags("*"), in.take, consumer.WithConsumerOrder(true))
 		keys = append(keys, w.sendTo(queues, "T", fmt.Sprintf("%d-while-", turn), 60)...)
 		keys = append(keys, w.sendFence(queues, "T", fmt.Sprintf("end-%d", turn))...)
 		w.check(fmt.Sprintf("all_arrive.%d", turn), in.await(keys), in.lacks(keys))
 		w.stop(running, w.name("g"), topic, queues)
 	}
 	w.check("each_once", in.difference(keys) == "", in.difference(keys))
-	w.check("one_at_a_time_per_queue", overlaps.Load() == 0, overlaps.Load())
+	w.check("one_at_a_time_per_queue", in.overlaps.Load() == 0, in.overlaps.Load())
 	w.check("order_within_queue", in.disorder() == "", in.disorder())
 }
 

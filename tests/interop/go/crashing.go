@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/apache/rocketmq-client-go/v2/consumer"
@@ -173,22 +172,8 @@ func orderlyRestart(w *world) {
 	}
 	topic := w.name("t")
 	queues := w.createTopic(topic, 2)
-	in := &inbox{}
-	inside := map[string]*atomic.Int32{}
-	for _, queue := range queues {
-		inside[queueName(queue)] = &atomic.Int32{}
-	}
-	var overlaps atomic.Int32
-	handle := func(_ context.Context, batch ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
-		running := inside[queueName(batch[0].Queue)]
-		if running.Add(1) != 1 {
-			overlaps.Add(1)
-		}
-		in.add(batch)
-		running.Add(-1)
-		return consumer.ConsumeSuccess, nil
-	}
-	w.push(w.name("g"), topic, byTags("*"), handle, consumer.WithConsumerOrder(true))
+	in := &orderlyInbox{}
+	w.push(w.name("g"), topic, byTags("*"), in.take, consumer.WithConsumerOrder(true))
 	acknowledged := w.sendTo(queues, "T", "before-", 40)
 	in.await(acknowledged)
 	sender := w.producer()
@@ -220,7 +205,7 @@ func orderlyRestart(w *world) {
 	}
 	w.check("all_acknowledged_arrive", in.await(acknowledged), in.lacks(acknowledged))
 	w.close()
-	w.check("one_at_a_time_per_queue", overlaps.Load() == 0, overlaps.Load())
+	w.check("one_at_a_time_per_queue", in.overlaps.Load() == 0, in.overlaps.Load())
 	w.check("no_gap_in_any_queue", gaps(in.offsets()) == "", gaps(in.offsets()))
 }
 

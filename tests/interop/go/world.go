@@ -280,6 +280,23 @@ func (in *inbox) add(batch []*primitive.MessageExt) {
 	}
 }
 
+// orderlyInbox counts besides how often a queue had more than one batch in hand.
+type orderlyInbox struct {
+	inbox
+	inHand   sync.Map
+	overlaps atomic.Int32
+}
+
+func (in *orderlyInbox) take(_ context.Context, batch ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+	queue := queueName(batch[0].Queue)
+	if _, isInHand := in.inHand.LoadOrStore(queue, true); isInHand {
+		in.overlaps.Add(1)
+	}
+	in.add(batch)
+	in.inHand.Delete(queue)
+	return consumer.ConsumeSuccess, nil
+}
+
 func (in *inbox) all() []arrival {
 	in.mutex.Lock()
 	defer in.mutex.Unlock()

@@ -29,16 +29,23 @@ final class Popping {
     private Popping() {
     }
 
-    static void pop(World world) throws Exception {
-        Method clientRebalance = method(DefaultMQPushConsumer.class, "setClientRebalance");
-        if (clientRebalance == null) {
-            world.report.note(world.scenario + ": this client always divides the queues itself");
-            return;
+    private static boolean cannotPop(World world) {
+        if (method(DefaultMQPushConsumer.class, "setClientRebalance") == null) {
+            world.report.note(world.scenario + ": this client has no POP, and always divides the queues itself");
+            return true;
         }
         if (System.getProperty("rocketmq.serialize.type", "JSON").equals("ROCKETMQ")) {
             world.report.note(world.scenario + ": the codes of POP do not fit the 16 bits that this codec has for them");
+            return true;
+        }
+        return false;
+    }
+
+    static void pop(World world) throws Exception {
+        if (cannotPop(world)) {
             return;
         }
+        Method clientRebalance = method(DefaultMQPushConsumer.class, "setClientRebalance");
         String topic = world.name("t");
         List<MessageQueue> queues = world.createTopic(topic, 2);
         Set<String> keys = new TreeSet<>(world.sendTo(queues, "T", "k", 60));
@@ -104,11 +111,10 @@ final class Popping {
      * receipts of before, and that counts; nothing is lost, and nothing comes twice when its time would be over.
      */
     static void restart(World world) throws Exception {
-        Method clientRebalance = method(DefaultMQPushConsumer.class, "setClientRebalance");
-        if (clientRebalance == null) {
-            world.report.note(world.scenario + ": this client has no POP");
+        if (cannotPop(world)) {
             return;
         }
+        Method clientRebalance = method(DefaultMQPushConsumer.class, "setClientRebalance");
         String topic = world.name("t");
         String group = world.name("g");
         List<MessageQueue> queues = world.createTopic(topic, 2);
@@ -153,12 +159,7 @@ final class Popping {
      * messages in order passes nothing on.
      */
     static void orderly(World world) throws Exception {
-        if (method(DefaultMQPushConsumer.class, "setClientRebalance") == null) {
-            world.report.note(world.scenario + ": this client has no POP");
-            return;
-        }
-        if (System.getProperty("rocketmq.serialize.type", "JSON").equals("ROCKETMQ")) {
-            world.report.note(world.scenario + ": the codes of POP do not fit the 16 bits that this codec has for them");
+        if (cannotPop(world)) {
             return;
         }
         String topic = world.name("t");
