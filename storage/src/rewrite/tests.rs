@@ -191,9 +191,11 @@ proptest! {
         let (pages, messages) = rewrite(&mut store, &[TOPICS[dead]]);
         prop_assert_eq!(expected.is_some(), messages > 0);
         if let (Some(expected), Some(at_most)) = (expected, at_most) {
-            let (_, _, _, gaps) = read(&mut store);
+            let (left, _, _, gaps) = read(&mut store);
+            // A message begins with its size, whose first bytes are zeros: they do not keep a page.
+            let only_zeros = |(at, _): &&(u64, Vec<u8>)| *at < whole && at % DISK_PAGE > DISK_PAGE - 4;
+            prop_assert!(expected / DISK_PAGE <= pages + left.iter().filter(only_zeros).count() as u64);
             // A gap may begin in a page of its own.
-            prop_assert!(expected / DISK_PAGE <= pages);
             prop_assert!(pages <= expected / DISK_PAGE + gaps as u64);
             prop_assert!(at_most >= expected);
         }
