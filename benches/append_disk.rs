@@ -501,7 +501,7 @@ fn run(arguments: &Arguments, directory: &Path, other_core: usize) -> Result<Vec
     let for_seconds = Until::Elapsed(Duration::from_secs_f64(arguments.seconds));
     let mut rows = Vec::new();
 
-    let whole = Prepare { segment: SegmentBase(0), from: 0, to: config.segment_bytes };
+    let whole = Prepare { segment: SegmentBase(0), from: 0, to: config.segment_bytes, is_urgent: true };
     let path = segment_path(directory, whole.segment);
     if !path.exists() {
         // Under its name only once it is complete, for those that come after us with `--keep`.
@@ -572,7 +572,11 @@ fn run(arguments: &Arguments, directory: &Path, other_core: usize) -> Result<Vec
             let segment_bytes = config.segment_bytes;
             for segment in [SegmentBase(0), SegmentBase(segment_bytes)] {
                 if recycles {
-                    prepare(&ahead, Prepare { segment, from: 0, to: segment_bytes }, segment_bytes)?;
+                    prepare(
+                        &ahead,
+                        Prepare { segment, from: 0, to: segment_bytes, is_urgent: true },
+                        segment_bytes,
+                    )?;
                     remove_segment(&ahead, segment, segment_bytes, true)?;
                 }
             }

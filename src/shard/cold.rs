@@ -13,6 +13,8 @@
 //!     and nobody waits for ever.
 //! C6  While messages are being sent, old ones come in small pieces: reads and answers are shorter, and a turn gives
 //!     one answer out of what was read. Who sends waits for the rest of a turn, and for the read that the disk is at.
+//!     While the disk is at a write and nothing more is sent there is none, unless it is late: the kernel finishes a write on
+//!     the core that the disk interrupts, this one perhaps, and a thread that is busy keeps it waiting for milliseconds.
 //! C7  Where messages were left out of a segment that was rewritten, an index may still name them: they are not there. Nobody is to
 //!     get there, as no queue begins before what it has given up; but a log that lost that record has only this.
 
@@ -23,7 +25,7 @@ use super::expiry::is_message;
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{
-    COLD_BESIDE_WRITES_MS, COLD_CACHE_COUNT, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
+    COLD_BESIDE_WRITES_MS, COLD_CACHE_COUNT, COLD_LATE_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
     COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
     PULL_BYTES_MAX, SQL_WORK_MAX,
 };
@@ -205,6 +207,10 @@ pub(super) struct ColdReads {
     ready: VecDeque<(Purpose, Rc<Stretch>)>,
     /// When the log was last seen being written.
     wrote_at_ms: Option<i64>,
+    /// Something was appended in this turn.
+    has_appended: bool,
+    /// Since when nothing has left `ready`.
+    waiting_since_ms: i64,
     /// The next read is for who waits longest.
     is_turn_of_oldest: bool,
     /// Newest last.
@@ -231,8 +237,12 @@ impl ColdReads {
         self.kept.push_back(stretch);
     }
 
-    /// True if the next turn has something to do for those who wait.
-    pub(super) fn has_ready(&self) -> bool {
+    pub(super) fn on_appended(&mut self) {
+        self.has_appended = true;
+    }
+
+    /// True while pulls wait for their turn to be answered.
+    pub(super) fn has_answers(&self) -> bool {
         !self.ready.is_empty()
     }
 
@@ -349,7 +359,7 @@ impl Shard {
 
     /// Makes reads for those who wait, as many as may be under way.
     pub(super) fn read_waiting(&mut self, fx: &mut Effects) {
-        if self.cold.waiting.is_empty() || !self.cold.ready.is_empty() {
+        if self.cold.waiting.is_empty() || self.cold.has_answers() {
             return;
         }
         let reads_max = if self.is_beside_writes() { COLD_READS_BESIDE_WRITES_MAX } else { COLD_READS_MAX };
@@ -381,10 +391,18 @@ impl Shard {
     fn serve(&mut self, purpose: Purpose, stretch: &Rc<Stretch>, fx: &mut Effects) {
         match purpose {
             Purpose::Pull { .. } if self.is_beside_writes() => {
+                if !self.cold.has_answers() {
+                    self.cold.waiting_since_ms = self.now.monotonic_ms;
+                }
                 self.cold.ready.push_back((purpose, stretch.clone()));
             }
             _ => self.on_stretch(purpose, stretch, fx),
         }
+    }
+
+    /// True if the next turn has something to do for those who wait. While the log is being written that turn comes by itself.
+    pub(super) fn has_ready(&self) -> bool {
+        self.cold.has_answers() && self.log.writes_in_flight() == 0
     }
 
     /// Once a turn.
@@ -392,9 +410,17 @@ impl Shard {
         if self.log.staged_bytes() > 0 {
             self.cold.wrote_at_ms = Some(self.now.monotonic_ms);
         }
-        let count = if self.is_beside_writes() { 1 } else { self.cold.ready.len() };
+        let has_appended = std::mem::take(&mut self.cold.has_appended);
+        let count = if !self.is_beside_writes() {
+            self.cold.ready.len()
+        } else {
+            let is_writing = self.log.writes_in_flight() > 0;
+            let is_late = self.now.monotonic_ms - self.cold.waiting_since_ms > COLD_LATE_MS;
+            usize::from(has_appended == is_writing || is_late)
+        };
         for _ in 0..count {
             let Some((purpose, stretch)) = self.cold.ready.pop_front() else { break };
+            self.cold.waiting_since_ms = self.now.monotonic_ms;
             self.on_stretch(purpose, &stretch, fx);
         }
     }

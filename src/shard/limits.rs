@@ -26,6 +26,8 @@ pub const COLD_READS_BESIDE_WRITES_MAX: usize = 1;
 /// Messages are being sent if the log was written less than this ago: then old ones are read and given in small pieces, each of
 /// which takes the shard some ten microseconds.
 pub const COLD_BESIDE_WRITES_MS: i64 = 20;
+/// An answer with old messages that waited longer is given even if the disk is at a write and nothing is sent.
+pub const COLD_LATE_MS: i64 = 1;
 /// `COLD_READ_BYTES` beside sends.
 pub const COLD_READ_BYTES_BESIDE_WRITES: u32 = 128 << 10;
 /// `PULL_BYTES_MAX` for old messages beside sends.

@@ -356,7 +356,7 @@ impl Shard {
         let hold = self.holds.next_deadline_ms(self.now.monotonic_ms);
         let question = self.relay.next_deadline_ms();
         let popped = self.next_flight_ms().into_iter().chain(self.pops.holds.next_deadline_ms()).min();
-        let ready = self.cold.has_ready().then_some(self.now.monotonic_ms);
+        let ready = self.has_ready().then_some(self.now.monotonic_ms);
         let all = [hold, popped, self.flush_offsets_at_ms, scan, checkpoint, due, question, ready];
         all.into_iter().flatten().min()
     }
@@ -470,6 +470,7 @@ impl Shard {
 
     /// A record went to a position. If it is the first one of a segment, the segment before it is full.
     fn on_appended(&mut self, position: PhysicalOffset) {
+        self.cold.on_appended();
         let segment = SegmentBase::of(position, self.log.config().segment_bytes);
         if let Some(full) = self.active.replace(segment).filter(|full| *full != segment) {
             let blocks =

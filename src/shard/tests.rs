@@ -186,7 +186,7 @@ impl Fixture {
 
     /// Turns, as long as the shard has answers for the next one.
     fn answer_ready(&mut self) {
-        while self.shard.cold.has_ready() {
+        while self.shard.has_ready() {
             self.tick(0);
         }
         self.collect();

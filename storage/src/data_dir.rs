@@ -53,10 +53,14 @@ const SPARE_SUFFIX: &str = ".spare";
 const SPARES_MAX: usize = 2;
 /// Unit of `st_blocks`.
 const ALLOCATED_UNIT: u64 = 512;
-/// Zeros are written in pieces. Large ones cost least; but through the page cache each keeps the log's own writes to the
-/// file waiting.
-const ZEROS_BYTES: usize = 4 << 20;
+/// Zeros are written in pieces. Large ones cost least, but a disk may do one thing after the other: then each step of a durable write
+/// of the log, its data, the file's metadata and the flush, waits for one. Through the page cache each keeps the log's own writes
+/// to the file waiting.
+const ZEROS_BYTES: usize = 2 << 20;
+const ZEROS_URGENT_BYTES: usize = 4 << 20;
 const ZEROS_CACHED_BYTES: usize = 128 << 10;
+/// Behind each piece that is not urgent the disk is left alone for this many times as long as it took.
+const ZEROS_PAUSE: u32 = 3;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What a new data directory becomes; not looked at when the directory exists.
@@ -305,7 +309,7 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     let open =
         |flags| OpenOptions::new().create(true).truncate(false).write(true).custom_flags(flags).open(&path);
     let (file, piece_bytes) = match open(libc::O_DIRECT) {
-        Ok(file) => (file, ZEROS_BYTES),
+        Ok(file) => (file, if wanted.is_urgent { ZEROS_URGENT_BYTES } else { ZEROS_BYTES }),
         Err(_) => (open(0)?, ZEROS_CACHED_BYTES),
     };
     if file.metadata()?.len() < segment_bytes {
@@ -319,8 +323,12 @@ pub fn prepare(shard_dir: &Path, wanted: Prepare, segment_bytes: u64) -> io::Res
     let mut at = wanted.from;
     while at < wanted.to {
         let step = (wanted.to - at).min(piece_bytes as u64);
+        let begun = Instant::now();
         file.write_all_at(&zeros[..step as usize], at)?; // at most `piece_bytes`
         at += step;
+        if !wanted.is_urgent {
+            thread::sleep(begun.elapsed() * ZEROS_PAUSE);
+        }
     }
     // Also the directory, each time: a run that was killed may have made the file and not come so far.
     file.sync_all()?;

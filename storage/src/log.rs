@@ -92,6 +92,8 @@ pub struct Prepare {
     pub segment: SegmentBase,
     pub from: u64,
     pub to: u64,
+    /// The log will soon need it. Otherwise the disk is left to the log's own writes in between.
+    pub is_urgent: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,24 +376,29 @@ impl CommitLog {
 
     // ---- space
 
-    /// The next stretch of the disk to be prepared, durably, if any is due. The same answer is given until
-    /// `on_prepared`; the caller runs one at a time, and spaces its tries after a failure.
+    /// The next stretch of the disk to be prepared, durably, if any is due. The same stretch is given until
+    /// `on_prepared`, or more of it; the caller runs one at a time, and spaces its tries after a failure.
     pub fn prepare_wanted(&self) -> Option<Prepare> {
         let head = self.end().0;
         let ahead = self.prepared.saturating_sub(head);
         if self.poisoned.is_some() || ahead >= self.config.prepare_ahead_bytes {
             return None;
         }
-        // The first step is short: after a start the first send waits for it.
-        let step = match self.prepared == self.prepared_at_start {
-            true => (self.config.prepare_step_bytes / 8).max(1 << 20),
-            false => self.config.prepare_step_bytes,
+        let is_urgent = ahead < self.config.prepare_ahead_bytes / 2;
+        // The first step is short: after a start the first send waits for it. So are those that are not urgent: they are made
+        // slowly, and what becomes urgent comes behind them.
+        let is_first = self.prepared == self.prepared_at_start;
+        let part = match (is_first, is_urgent) {
+            (true, _) => 8,
+            (false, true) => 1,
+            (false, false) => 4,
         };
+        let step = (self.config.prepare_step_bytes / part).max(1 << 20);
         let segment = SegmentBase::of(PhysicalOffset(self.prepared), self.config.segment_bytes);
         let from = self.prepared - segment.0;
         // Steps end at round positions, so that no page of the page cache belongs to two of them.
         let to = ((from / step + 1) * step).min(self.config.segment_bytes);
-        Some(Prepare { segment, from, to })
+        Some(Prepare { segment, from, to, is_urgent })
     }
 
     /// `..to` of the segment is prepared behind the end of the log, as `prepare_wanted` asked or farther.

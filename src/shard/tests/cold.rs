@@ -2,8 +2,8 @@
 
 use super::*;
 use limits::{
-    COLD_BESIDE_WRITES_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES, COLD_READ_BYTES_BESIDE_WRITES,
-    COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX,
+    COLD_BESIDE_WRITES_MS, COLD_LATE_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
+    COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX,
 };
 
 const BODY: usize = 100_000;
@@ -156,6 +156,9 @@ fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
         serve_one(&mut f);
     }
     serve_one(&mut f);
+    while f.shard.cold.has_answers() {
+        f.tick(COLD_LATE_MS + 1);
+    }
     assert_eq!(f.fx.reads.len(), COLD_READS_BESIDE_WRITES_MAX);
     f.complete(&write);
     f.sent(send);
@@ -165,6 +168,26 @@ fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
     for (place, pull) in pulls.into_iter().enumerate() {
         assert_eq!(first_number(&mut f, pull), Some(place as i64 * 10));
     }
+}
+
+#[test]
+fn while_the_disk_is_at_a_lone_write_old_messages_are_not_given_unless_they_are_late() {
+    let mut f = old_messages(100);
+    let pulls = [ask(&mut f, 0), ask(&mut f, 50)];
+    let send = f.send("T", 0, "", b"new");
+    f.tick(0);
+    let write = f.writes().remove(0);
+    serve_one(&mut f);
+    f.tick(0);
+    assert_eq!(first_number(&mut f, pulls[0]), None, "the write comes first");
+    f.tick(COLD_LATE_MS + 1);
+    assert_eq!(first_number(&mut f, pulls[0]), Some(0), "but not for ever");
+    serve_one(&mut f);
+    assert_eq!(first_number(&mut f, pulls[1]), None);
+    f.complete(&write);
+    f.sent(send);
+    f.tick(0);
+    assert_eq!(first_number(&mut f, pulls[1]), Some(50));
 }
 
 #[test]

@@ -85,7 +85,12 @@ fn what_does_not_fit_is_refused_with_a_reason_and_left_alone() {
 fn lost_metadata_is_not_made_up_again() {
     let scratch = Scratch::new();
     let dir = open(&scratch.0).unwrap();
-    prepare(&dir.shard_dir(0), Prepare { segment: SegmentBase(0), from: 0, to: 4096 }, 1 << 20).unwrap();
+    prepare(
+        &dir.shard_dir(0),
+        Prepare { segment: SegmentBase(0), from: 0, to: 4096, is_urgent: true },
+        1 << 20,
+    )
+    .unwrap();
     drop(dir);
     fs::remove_file(scratch.0.join(METADATA_NAME)).unwrap();
     assert!(matches!(open(&scratch.0).unwrap_err(), OpenError::Incomplete { .. }));
@@ -129,7 +134,7 @@ fn a_place_that_cannot_be_used_is_named() {
 #[test]
 fn space_is_made_at_full_size_and_zeroed_where_asked() {
     let scratch = Scratch::new();
-    let wanted = Prepare { segment: SegmentBase(1 << 20), from: 4096, to: 12288 };
+    let wanted = Prepare { segment: SegmentBase(1 << 20), from: 4096, to: 12288, is_urgent: false };
     let path = segment_path(&scratch.0, wanted.segment);
     prepare(&scratch.0, wanted, 1 << 20).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
@@ -167,7 +172,8 @@ fn release(dir: &Path, segment: SegmentBase) -> bool {
 }
 
 fn new_segment(dir: &Path, segment: u64) -> u64 {
-    let wanted = Prepare { segment: SegmentBase(segment * SEGMENT_BYTES), from: 0, to: 4096 };
+    let wanted =
+        Prepare { segment: SegmentBase(segment * SEGMENT_BYTES), from: 0, to: 4096, is_urgent: true };
     prepare(dir, wanted, SEGMENT_BYTES).unwrap()
 }
 
@@ -358,7 +364,7 @@ fn what_lies_in_a_segment_that_was_there_at_a_start_is_no_part_of_the_log() {
 }
 
 fn fill_segment(shard_dir: &Path, segment: SegmentBase) {
-    let wanted = Prepare { segment, from: 0, to: SEGMENT_BYTES };
+    let wanted = Prepare { segment, from: 0, to: SEGMENT_BYTES, is_urgent: true };
     assert_eq!(prepare(shard_dir, wanted, SEGMENT_BYTES).unwrap(), SEGMENT_BYTES);
 }
 

@@ -210,11 +210,15 @@ fn space_is_prepared_in_steps_across_segments() {
     let mut log = CommitLog::new(config, recovered);
     let mut steps = Vec::new();
     while let Some(wanted) = log.prepare_wanted() {
-        steps.push((wanted.segment.0 >> 20, wanted.from >> 20, wanted.to >> 20));
+        steps.push((wanted.segment.0 >> 20, wanted.from >> 20, wanted.to >> 20, wanted.is_urgent));
         log.on_prepared(wanted.segment, wanted.to);
     }
-    // A short first step, then whole ones that end at multiples of the step, never across a border.
-    assert_eq!(steps, [(0, 0, 1), (0, 1, 4), (0, 4, 8), (8, 0, 4)]);
+    // A short first step, then whole ones that end at multiples of the step, never across a border; short ones again, and no hurry,
+    // once half of it is ready.
+    assert_eq!(
+        steps,
+        [(0, 0, 1, true), (0, 1, 4, true), (0, 4, 8, true), (8, 0, 1, false), (8, 1, 2, false)]
+    );
 }
 
 #[test]

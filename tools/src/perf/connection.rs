@@ -120,6 +120,8 @@ impl Connection {
             if received {
                 self.take_answers()?;
             } else if pause.is_none() {
+                // Whoever else wants this core gets it: the kernel may finish the broker's disk writes here.
+                std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
         }
