@@ -18,6 +18,8 @@
 //! C7  Where messages were left out of a segment that was rewritten, an index may still name them: they are not there. Nobody is to
 //!     get there, as no queue begins before what it has given up; but a log that lost that record has only this.
 
+mod beside_sends;
+
 use super::Shard;
 use super::delay::DelayLevel;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
@@ -25,9 +27,8 @@ use super::expiry::is_message;
 use super::find::Find;
 use super::hold::Pull;
 use super::limits::{
-    COLD_BESIDE_WRITES_MS, COLD_CACHE_COUNT, COLD_LATE_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
-    COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
-    PULL_BYTES_MAX, SQL_WORK_MAX,
+    COLD_CACHE_COUNT, COLD_READ_BYTES, COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX,
+    COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX,
 };
 use super::pop::{Pop, PopRead, Revive};
 use super::pull::Chosen;
@@ -373,55 +374,6 @@ impl Shard {
                 let len = self.cold_len(at.block);
                 self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
             }
-        }
-    }
-
-    /// C6: messages are being sent, as far as the last few milliseconds tell.
-    fn is_beside_writes(&self) -> bool {
-        let is_lately = |at: i64| self.now.monotonic_ms - at < COLD_BESIDE_WRITES_MS;
-        self.log.staged_bytes() > 0 || self.cold.wrote_at_ms.is_some_and(is_lately)
-    }
-
-    /// Bytes after which an answer with old messages takes no further one.
-    pub(super) fn cold_pull_bytes(&self) -> usize {
-        if self.is_beside_writes() { COLD_PULL_BYTES_BESIDE_WRITES } else { PULL_BYTES_MAX }
-    }
-
-    /// Goes on with a purpose now, or with a pull when its turn has come (C6).
-    fn serve(&mut self, purpose: Purpose, stretch: &Rc<Stretch>, fx: &mut Effects) {
-        match purpose {
-            Purpose::Pull { .. } if self.is_beside_writes() => {
-                if !self.cold.has_answers() {
-                    self.cold.waiting_since_ms = self.now.monotonic_ms;
-                }
-                self.cold.ready.push_back((purpose, stretch.clone()));
-            }
-            _ => self.on_stretch(purpose, stretch, fx),
-        }
-    }
-
-    /// True if the next turn has something to do for those who wait. While the log is being written that turn comes by itself.
-    pub(super) fn has_ready(&self) -> bool {
-        self.cold.has_answers() && self.log.writes_in_flight() == 0
-    }
-
-    /// Once a turn.
-    pub(super) fn serve_ready(&mut self, fx: &mut Effects) {
-        if self.log.staged_bytes() > 0 {
-            self.cold.wrote_at_ms = Some(self.now.monotonic_ms);
-        }
-        let has_appended = std::mem::take(&mut self.cold.has_appended);
-        let count = if !self.is_beside_writes() {
-            self.cold.ready.len()
-        } else {
-            let is_writing = self.log.writes_in_flight() > 0;
-            let is_late = self.now.monotonic_ms - self.cold.waiting_since_ms > COLD_LATE_MS;
-            usize::from(has_appended == is_writing || is_late)
-        };
-        for _ in 0..count {
-            let Some((purpose, stretch)) = self.cold.ready.pop_front() else { break };
-            self.cold.waiting_since_ms = self.now.monotonic_ms;
-            self.on_stretch(purpose, &stretch, fx);
         }
     }
 
