@@ -538,6 +538,7 @@ impl Shard {
             Purpose::Pull { mut pull, ranges, mut next } => {
                 let mut body = Vec::with_capacity(ranges.len());
                 let mut chosen = Chosen::default();
+                let mut is_whole = true;
                 pull.work += stretch.bytes.len() as u64;
                 for range in ranges {
                     match stretch.range(range) {
@@ -548,12 +549,16 @@ impl Shard {
                             }
                         }
                         Seen::Bytes(bytes) => body.push(bytes),
-                        Seen::Nothing => {}
+                        Seen::Nothing => is_whole = false,
                         Seen::Behind(_) => {
                             next = range.offset;
                             break;
                         }
                     }
+                }
+                // What was there when it was asked may have been given up before it was read.
+                if !is_whole && self.bounds(pull.queue).map_or(true, |(min, _)| pull.from < min) {
+                    return self.evaluate(pull, fx);
                 }
                 self.counts.messages_out += chosen.messages as u64;
                 if body.is_empty() && pull.filter.sql().is_some() && pull.work < SQL_WORK_MAX {

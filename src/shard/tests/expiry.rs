@@ -255,3 +255,35 @@ fn an_index_that_names_what_is_not_there_does_no_harm() {
     }
     assert_eq!(f.find(BRIEF, "key6", false), [0u64; 0]);
 }
+
+/// A pull waits for its read while its messages are given up and the segment is rewritten.
+#[test]
+fn who_reads_too_late_is_told_where_the_queue_begins() {
+    let mut f = fixture();
+    let mut count = 0;
+    f.set(BRIEF, "+ringmq.retention=1h");
+    f.fill_both(2, &mut count);
+    let mut f = f.again();
+    let pull = f.pull(BRIEF, 0, 0, "*");
+    let mut slow = Vec::new();
+    while let Some(read) = f.fx.reads.pop() {
+        if read.file == LogFile::Segment {
+            slow.push(read);
+        } else {
+            let bytes = f.bytes_of(&read);
+            f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
+        }
+    }
+    f.tick(2 * 3_600_000);
+    assert_eq!(f.give_up_in(0, false), [BRIEF]);
+    assert!(f.rewrite(0, &[BRIEF]) > 100);
+    assert_eq!(slow.len(), 1);
+    for read in slow {
+        let bytes = f.bytes_of(&read);
+        f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
+    }
+    f.calm();
+    let (code, next, bodies) = f.pulled(pull).unwrap();
+    assert_eq!((code, bodies.len()), (ResponseCode::PULL_OFFSET_MOVED.0, 0));
+    assert_eq!(next, count.div_ceil(2) as i64);
+}
