@@ -11,10 +11,10 @@ use ringmq::shard::{
     ConnectionId, DelayTable, Effects, FlushDiskType, News, Shard, ShardConfig, Time, limits,
 };
 use ringmq_protocol::batch::BatchEntry;
-use ringmq_protocol::code::RequestCode;
-use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand};
+use ringmq_protocol::code::{RequestCode, ResponseCode};
+use ringmq_protocol::frame::{Codec, Fields, Frame, RemotingCommand, encode};
 use ringmq_protocol::properties::Properties;
-use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, pull_flag};
+use ringmq_protocol::request::{PullMessageRequest, SendMessageRequest, SendMessageResponse, pull_flag};
 use ringmq_storage::{LogConfig, MemoryStore, seal};
 use std::hint::black_box;
 use std::time::Duration;
@@ -155,6 +155,25 @@ fn frames(c: &mut Criterion) {
                 let frame = Frame::decode(black_box(&bytes)).unwrap();
                 let code = RequestCode(frame.header.code);
                 black_box(SendMessageRequest::decode(code, &frame.header.ext).unwrap().queue_id)
+            });
+        });
+        let answer = SendMessageResponse {
+            msg_id: "7F00000100002A9F0000000000000100".into(),
+            queue_id: 3,
+            queue_offset: 1_234_567,
+            transaction_id: Some("7F00000100002A9F0000000000000001".into()),
+            batch_uniq_id: None,
+            recall_handle: None,
+            region_id: Some("DefaultRegion".into()),
+            trace_on: Some(true),
+        };
+        let head = Frame::decode(&bytes).unwrap().header.reply(ResponseCode::SUCCESS, None);
+        let mut out = Vec::new();
+        group.bench_function(format!("encode_answer_{name}"), |b| {
+            b.iter(|| {
+                out.clear();
+                encode(&mut out, &head, black_box(&answer), 0);
+                black_box(out.len())
             });
         });
     }

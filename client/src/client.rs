@@ -269,7 +269,7 @@ impl Client {
 
     /// A new id for a message, unique among all clients.
     pub(crate) fn unique_key(&self) -> String {
-        lock(&self.inner.unique_keys).next_key(now_ms())
+        lock(&self.inner.unique_keys).next_key(now_ms()).to_string()
     }
 
     // ---- routes -------------------------------------------------------------------------------------------------

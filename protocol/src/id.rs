@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -39,7 +40,8 @@ fn hex_digits(number: u32) -> [u8; 8] {
 }
 
 /// Upper-case hex digits of up to 28 bytes, put together without a formatter: a broker makes one id a message.
-struct HexText {
+#[derive(Clone, Copy, Debug)]
+pub struct HexText {
     digits: [u8; 56],
     len: usize,
 }
@@ -63,8 +65,12 @@ impl HexText {
         self.digits[self.len..][..digits.len()].copy_from_slice(digits);
         self.len += digits.len();
     }
+}
 
-    fn as_str(&self) -> &str {
+impl Deref for HexText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
         std::str::from_utf8(&self.digits[..self.len]).expect("hex digits are ASCII")
     }
 }
@@ -110,13 +116,13 @@ impl OffsetMessageIds {
         let mut offset = HexText::new();
         offset.push(&physical_offset.0.to_be_bytes());
         out.push_str(&self.host);
-        out.push_str(offset.as_str());
+        out.push_str(&offset);
     }
 }
 
 impl fmt::Display for OffsetMessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.text().as_str())
+        f.pad(&self.text())
     }
 }
 
@@ -162,33 +168,41 @@ pub struct UniqueKeys {
     process_id: u16,
     salt: u32,
     counter: u16,
+    /// When the day of the last key began, and its month, in milliseconds since 1970.
+    day_ms: i64,
+    month_ms: i64,
 }
 
 impl UniqueKeys {
     /// `process_id` and `salt` tell generators on one host apart; Java takes the lower half of the pid and a hash.
     pub fn new(client_ip: IpAddr, process_id: u16, salt: u32) -> Self {
         let (octets, octets_len) = octets(client_ip);
-        Self { octets, octets_len, process_id, salt, counter: 0 }
+        Self { octets, octets_len, process_id, salt, counter: 0, day_ms: 0, month_ms: 0 }
     }
 
     /// The next key, at `now_ms` milliseconds since 1970.
-    pub fn next_key(&mut self, now_ms: i64) -> String {
+    pub fn next_key(&mut self, now_ms: i64) -> HexText {
         self.counter = self.counter.wrapping_add(1);
+        if !(self.day_ms..self.day_ms + DAY_MS).contains(&now_ms) {
+            self.day_ms = now_ms - now_ms.rem_euclid(DAY_MS);
+            self.month_ms = month_start_ms(now_ms);
+        }
         // A month has fewer than 2^32 milliseconds.
-        let in_month = (now_ms - month_start_ms(now_ms)) as u32;
+        let in_month = (now_ms - self.month_ms) as u32;
         let mut text = HexText::new();
         text.push(&self.octets[..self.octets_len]);
         text.push(&self.process_id.to_be_bytes());
         text.push(&self.salt.to_be_bytes());
         text.push(&in_month.to_be_bytes());
         text.push(&self.counter.to_be_bytes());
-        text.as_str().to_owned()
+        text
     }
 }
 
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// When the month of a time began, in UTC and milliseconds since 1970.
 pub fn month_start_ms(now_ms: i64) -> i64 {
-    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
     let days = now_ms.div_euclid(DAY_MS);
     // Years are counted from March here, so that the leap day is the last day of a year. 719468 is the number of
     // days from 0000-03-01 to 1970-01-01, and 146097 the number of days in 400 years.

@@ -4,6 +4,8 @@
 //! of two pairs of one name the later counts. A server may therefore append its own behind those of the client, see
 //! [`separator`].
 
+use memchr::{memchr, memrchr};
+
 /// Between name and value.
 pub const NAME_VALUE_SEPARATOR: u8 = 1;
 /// Behind each pair.
@@ -72,8 +74,8 @@ impl<'a> Properties<'a> {
 
     /// All pairs as bytes, for who looks for a few names among many messages.
     pub fn raw(&self) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        self.0.split(|byte| *byte == PROPERTY_SEPARATOR).filter_map(|pair| {
-            let middle = pair.iter().position(|byte| *byte == NAME_VALUE_SEPARATOR)?;
+        Pairs(self.0).filter_map(|pair| {
+            let middle = memchr(NAME_VALUE_SEPARATOR, pair)?;
             let (name, value) = (&pair[..middle], &pair[middle + 1..]);
             (!name.is_empty() && !value.is_empty()).then_some((name, value))
         })
@@ -92,6 +94,37 @@ impl<'a> Properties<'a> {
             .rev()
             .filter(|(candidate, _)| *candidate == name.as_bytes())
             .find_map(|(_, value)| std::str::from_utf8(value).ok())
+    }
+}
+
+/// What lies between separators. Behind the last one, if that ends the properties, there is nothing.
+struct Pairs<'a>(&'a [u8]);
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let end = memchr(PROPERTY_SEPARATOR, self.0).unwrap_or(self.0.len());
+        let pair = &self.0[..end];
+        self.0 = self.0.get(end + 1..).unwrap_or_default();
+        Some(pair)
+    }
+}
+
+impl<'a> DoubleEndedIterator for Pairs<'a> {
+    fn next_back(&mut self) -> Option<&'a [u8]> {
+        if self.0.is_empty() {
+            return None;
+        }
+        // One separator at the end ends the last pair; others stand for empty ones.
+        let rest = self.0.strip_suffix(&[PROPERTY_SEPARATOR]).unwrap_or(self.0);
+        let start = memrchr(PROPERTY_SEPARATOR, rest).map_or(0, |at| at + 1);
+        self.0 = &rest[..start];
+        Some(&rest[start..])
     }
 }
 

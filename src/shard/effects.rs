@@ -96,6 +96,9 @@ impl Replies {
 
     /// Moves everything from `other` behind what is here, and leaves `other` empty with its memory.
     pub fn append(&mut self, other: &mut Replies) {
+        if self.entries.is_empty() {
+            return std::mem::swap(self, other);
+        }
         let shift = self.bytes.len();
         self.bytes.append(&mut other.bytes);
         self.entries.extend(other.entries.drain(..).map(|entry| Entry { end: entry.end + shift, ..entry }));

@@ -154,8 +154,8 @@ pub struct Shard {
     unique_keys: UniqueKeys,
     /// Encoded properties that every message gets.
     own_properties: Rc<[u8]>,
-    /// Of the messages of a batch; reused.
-    batch_ids: String,
+    /// Of the messages of a send; reused.
+    ids: String,
     message_ids: OffsetMessageIds,
     round_robin: u32,
     has_reported_poison: bool,

@@ -157,7 +157,7 @@ impl Shard {
             spare_pending: Vec::new(),
             unique_keys,
             own_properties,
-            batch_ids: String::new(),
+            ids: String::new(),
             message_ids,
             round_robin: 0,
             has_reported_poison: false,

@@ -15,6 +15,7 @@ use super::{Announcement, Refusal, Request, Shard};
 use ringmq_protocol::batch::BatchEntries;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::code::ResponseCode;
+use ringmq_protocol::frame::Text;
 use ringmq_protocol::message::{Limits, MessageParts, encode_into, encoded_len};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
@@ -106,10 +107,13 @@ impl Shard {
             let remark = format!("Sending message to topic[{}] is forbidden.", send.topic);
             return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
         }
-        if self.topics.get(&send.topic).is_none() {
-            self.create_on_send(send)?;
-        }
-        let topic = self.topics.get_mut(&send.topic).expect("it is there or was just made");
+        let topic = match self.topics.get_mut(&send.topic) {
+            Some(topic) => topic,
+            None => {
+                self.create_on_send(send)?;
+                self.topics.get_mut(&send.topic).expect("just made")
+            }
+        };
         let queue_id = match u32::try_from(send.queue_id) {
             Ok(id) if id < topic.queue_count() => QueueId(id),
             Err(_) if topic.config.write_queue_nums > 0 => {
@@ -133,7 +137,7 @@ impl Shard {
         let config = if name::is_retry_topic(&send.topic) {
             TopicConfig::new(&*send.topic, 1, perm::READ | perm::WRITE)
         } else {
-            let template = self.topics.get(&send.default_topic);
+            let template = self.topics.get(&send.default_topic.to_text());
             let template =
                 template.filter(|template| template.config.perm & perm::INHERIT != 0).ok_or_else(|| {
                     let remark = format!("topic[{}] not exist, apply first please!", send.topic);
@@ -155,7 +159,7 @@ impl Shard {
         is_dead: bool,
         fx: &mut Effects,
     ) -> Result<(), Refusal> {
-        let sent = send.properties.as_deref().unwrap_or_default().as_bytes();
+        let sent = send.properties.as_ref().map_or(&[][..], Text::as_bytes);
         let scan = Scan::of(sent);
         scan.refuse_unsupported()?;
         let level = scan.delay_level()?.filter(|_| !is_dead).map(|level| self.delays.table().clamp(level));
@@ -174,11 +178,11 @@ impl Shard {
         };
         let made_key = scan.unique_key.is_empty().then(|| self.unique_keys.next_key(self.now.wall_ms));
         let unique_key = made_key.as_deref().unwrap_or(scan.unique_key);
+        let key_property = match &made_key {
+            Some(key) => [&b"UNIQ_KEY\x01"[..], key.as_bytes(), &b"\x02"[..]],
+            None => [&[][..]; 3],
+        };
         let mut made = Vec::new();
-        if let Some(key) = &made_key {
-            made.reserve(64);
-            properties::put(&mut made, names::UNIQ_KEY, key).expect("a key has no separators");
-        }
         if is_dead {
             properties::put(&mut made, names::DELAY_TIME_LEVEL, "-1").expect("no separators");
         }
@@ -191,7 +195,8 @@ impl Shard {
         }
         // Ours come last: of two properties of one name the later one counts.
         let own = self.own_properties.clone();
-        let all = [sent, properties::separator(sent), &own, &made];
+        let [name, key, end] = key_property;
+        let all = [sent, properties::separator(sent), &own, name, key, end, &made];
         let place = (topic, queue_id);
         let parts = self.parts(request, send, place, send.flag, request.body, &all);
         parts.check(&Limits::default()).map_err(Refusal::illegal)?;
@@ -205,8 +210,9 @@ impl Shard {
         if let Some(level) = level {
             self.delays.on_staged(level, store_timestamp);
         }
-        let mut message_id = String::with_capacity(56);
-        self.message_ids.push(position, &mut message_id);
+        let mut ids = std::mem::take(&mut self.ids);
+        ids.clear();
+        self.message_ids.push(position, &mut ids);
         self.prepare_answer(
             Staged {
                 to: request.to,
@@ -214,11 +220,12 @@ impl Shard {
                 block,
                 first,
                 count: 1,
-                message_ids: &message_id,
+                message_ids: &ids,
                 unique_key: Some(unique_key),
             },
             fx,
         );
+        self.ids = ids;
         Ok(())
     }
 
@@ -260,7 +267,7 @@ impl Shard {
         }
         self.log.reserve(bytes, self.store_now()).map_err(Refusal::of_append)?;
         let first = self.index.max(target.queue);
-        let mut ids = std::mem::take(&mut self.batch_ids);
+        let mut ids = std::mem::take(&mut self.ids);
         ids.clear();
         let mut in_block = None;
         for entry in BatchEntries::new(request.body).flatten() {
@@ -275,14 +282,14 @@ impl Shard {
             }
             self.message_ids.push(position, &mut ids);
         }
-        let unique_key =
-            send.properties.as_deref().and_then(|sent| Properties::new(sent.as_bytes()).get(names::UNIQ_KEY));
+        let sent = send.properties.as_ref().map_or(&[][..], Text::as_bytes);
+        let unique_key = Properties::new(sent).get(names::UNIQ_KEY);
         let block = in_block.expect("the batch is not empty");
         self.prepare_answer(
             Staged { to: request.to, target, block, first, count, message_ids: &ids, unique_key },
             fx,
         );
-        self.batch_ids = ids;
+        self.ids = ids;
         Ok(())
     }
 

@@ -37,15 +37,26 @@ fn take_bytes<'a>(bytes: &mut &'a [u8], len: i32, field: &'static str) -> Result
     take(bytes, len, field)
 }
 
-/// Takes one entry of the ext, which should be UTF-8; `None` at its end.
-pub(super) fn next_entry<'a>(entries: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, FrameError> {
-    if entries.is_empty() {
-        return Ok(None);
+/// The key and the value of the entry that `entries` begin with, and what is behind it; `None` if it is not whole.
+#[inline]
+pub(super) fn split_entry(entries: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (key_len, rest) = entries.split_first_chunk()?;
+    let (key, rest) = rest.split_at_checked(usize::try_from(i16::from_be_bytes(*key_len)).ok()?)?;
+    let (value_len, rest) = rest.split_first_chunk()?;
+    let (value, rest) = rest.split_at_checked(usize::try_from(i32::from_be_bytes(*value_len)).ok()?)?;
+    Some((key, value, rest))
+}
+
+/// What is wrong with an entry that is not whole.
+#[cold]
+fn broken_entry(mut entry: &[u8]) -> FrameError {
+    fn read(entry: &mut &[u8]) -> Result<(), FrameError> {
+        let key_len = take_i16(entry, "key length")?;
+        take_bytes(entry, i32::from(key_len), "key")?;
+        let value_len = take_i32(entry, "value length")?;
+        take_bytes(entry, value_len, "value").map(drop)
     }
-    let key_len = take_i16(entries, "key length")?;
-    let key = take_bytes(entries, i32::from(key_len), "key")?;
-    let value_len = take_i32(entries, "value length")?;
-    Ok(Some((key, take_bytes(entries, value_len, "value")?)))
+    read(&mut entry).err().unwrap_or(FrameError::Binary { field: "ext" })
 }
 
 pub(super) fn decode_header(mut bytes: &[u8]) -> Result<Header<'_>, FrameError> {
@@ -65,7 +76,10 @@ pub(super) fn decode_header(mut bytes: &[u8]) -> Result<Header<'_>, FrameError> 
         return Err(FrameError::Binary { field: "what follows ext" });
     }
     let mut entries = ext;
-    while next_entry(&mut entries)?.is_some() {}
+    while !entries.is_empty() {
+        let (_, _, rest) = split_entry(entries).ok_or_else(|| broken_entry(entries))?;
+        entries = rest;
+    }
     Ok(Header {
         codec: Codec::RocketMq,
         code: i32::from(code),

@@ -49,16 +49,16 @@ impl<'a> Ext<'a> {
     /// Calls `f` with each field in the order of the wire, until it fails. Nothing is looked at that `f` does not look at.
     pub(crate) fn try_for_each<E>(
         &self,
-        mut f: impl FnMut(&[u8], RawText<'a>) -> Result<(), E>,
+        mut f: impl FnMut(&[u8], Text<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
         if let Source::Binary(mut entries) = self.0 {
-            // An error cannot occur here; if it did, the fields would end.
-            while let Ok(Some((key, value))) = binary::next_entry(&mut entries) {
-                f(key, RawText::Unchecked(value))?;
+            while let Some((key, value, rest)) = binary::split_entry(entries) {
+                f(key, Text(Raw::Unchecked(value)))?;
+                entries = rest;
             }
             return Ok(());
         }
-        self.iter().try_for_each(|(key, value)| f(key.as_bytes(), RawText::Text(value)))
+        self.iter().try_for_each(|(key, value)| f(key.as_bytes(), value.into()))
     }
 
     /// The value of a field; the last one if a key occurs twice, as in a Java map.
@@ -80,28 +80,55 @@ impl<'a> IntoIterator for &Ext<'a> {
     }
 }
 
-/// The value of a field as it came.
-#[derive(Debug)]
-pub(crate) enum RawText<'a> {
+/// The text of a field as it came. Whether it is UTF-8 is found out by whoever asks for its text; what is not is replaced then, as
+/// in Java.
+#[derive(Clone, Debug)]
+pub struct Text<'a>(Raw<'a>);
+
+#[derive(Clone, Debug)]
+enum Raw<'a> {
     Unchecked(&'a [u8]),
-    Text(Cow<'a, str>),
+    Checked(Cow<'a, str>),
 }
 
-impl<'a> RawText<'a> {
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Unchecked(bytes) => bytes,
-            Self::Text(text) => text.as_bytes(),
+impl<'a> Text<'a> {
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Raw::Unchecked(bytes) => bytes,
+            Raw::Checked(text) => text.as_bytes(),
         }
     }
 
-    pub(crate) fn into_text(self) -> Cow<'a, str> {
-        match self {
-            Self::Unchecked(bytes) => text(bytes),
-            Self::Text(text) => text,
+    #[inline]
+    pub fn into_text(self) -> Cow<'a, str> {
+        match self.0 {
+            Raw::Unchecked(bytes) => text(bytes),
+            Raw::Checked(text) => text,
+        }
+    }
+
+    pub fn to_text(&self) -> Cow<'_, str> {
+        match &self.0 {
+            Raw::Unchecked(bytes) => text(bytes),
+            Raw::Checked(text) => Cow::Borrowed(text),
         }
     }
 }
+
+impl<'a, T: Into<Cow<'a, str>>> From<T> for Text<'a> {
+    fn from(text: T) -> Self {
+        Text(Raw::Checked(text.into()))
+    }
+}
+
+impl PartialEq for Text<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Text<'_> {}
 
 /// Iterator over the fields of an [`Ext`].
 #[derive(Clone, Debug)]
@@ -127,7 +154,8 @@ impl<'a> Iterator for ExtIter<'a> {
                 }
             },
             Iter::Binary(entries) => {
-                let (key, value) = binary::next_entry(entries).ok()??;
+                let (key, value, rest) = binary::split_entry(entries)?;
+                *entries = rest;
                 Some((text(key), text(value)))
             }
             Iter::Pairs(pairs) => {
@@ -146,6 +174,8 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value<'a> {
     Str(&'a str),
+    /// Text that nobody has looked at yet, see [`Text`].
+    Raw(&'a [u8]),
     I32(i32),
     I64(i64),
     U64(u64),
@@ -156,8 +186,13 @@ impl Value<'_> {
     /// Hands the text of the value to `f`; nothing is allocated.
     pub fn with_text<R>(&self, f: impl FnOnce(&str) -> R) -> R {
         let mut buffer = itoa::Buffer::new();
+        let checked;
         f(match *self {
             Value::Str(text) => text,
+            Value::Raw(bytes) => {
+                checked = text(bytes);
+                &checked
+            }
             Value::I32(number) => buffer.format(number),
             Value::I64(number) => buffer.format(number),
             Value::U64(number) => buffer.format(number),

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::{Codec, Ext, Fields, FrameError, Head, Header, Language};
+use super::{Codec, Ext, Fields, FrameError, Head, Header, Language, Value};
 use crate::types::Opaque;
 
 /// How deep a value may nest that is skipped.
@@ -45,6 +45,45 @@ impl<'a> RawValue<'a> {
     }
 }
 
+/// How many bytes there are before the first quote or backslash, looked for in eight bytes at a time: strings of a header are too
+/// short for anything that has to be set up.
+#[inline]
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const QUOTES: u64 = ONES * b'"' as u64;
+    const BACKSLASHES: u64 = ONES * b'\\' as u64;
+    /// The high bit of the first byte that is zero, and of no byte before it.
+    fn first_zero(word: u64) -> u64 {
+        word.wrapping_sub(ONES) & !word & ONES << 7
+    }
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (at, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let found = first_zero(word ^ QUOTES) | first_zero(word ^ BACKSLASHES);
+        if found != 0 {
+            return at * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let in_rest = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
+    words.len() * 8 + in_rest
+}
+
+/// Key and value of a member as most are, `"key":"value"` without a space or an escape, and the bytes that it takes with the comma behind
+/// it. `None` says nothing.
+#[inline]
+fn plain_member(text: &str) -> Option<(&str, &str, usize)> {
+    let rest = text.strip_prefix('"')?;
+    let (key, rest) = rest.split_at_checked(plain_len(rest.as_bytes()))?;
+    let rest = rest.strip_prefix("\":\"")?;
+    let (value, rest) = rest.split_at_checked(plain_len(rest.as_bytes()))?;
+    let len = key.len() + value.len() + "'':''".len();
+    match rest.as_bytes() {
+        [b'"', b',', ..] => Some((key, value, len + 1)),
+        [b'"', b'}', ..] | [b'"'] => Some((key, value, len)),
+        _ => None,
+    }
+}
+
 /// A place in a JSON text.
 #[derive(Clone, Debug)]
 pub(crate) struct Scanner<'a> {
@@ -66,6 +105,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The next byte that is no white space, which stays where it is; `None` at the end.
+    #[inline]
     pub(crate) fn peek(&mut self) -> Option<u8> {
         let bytes = self.text.as_bytes();
         while let Some(&byte) = bytes.get(self.at) {
@@ -82,38 +122,39 @@ impl<'a> Scanner<'a> {
         self.at += 1;
     }
 
+    #[inline]
     pub(crate) fn eat(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
         self.at += usize::from(found);
         found
     }
 
+    #[inline]
     pub(crate) fn expect(&mut self, byte: u8, problem: &'static str) -> Result<(), FrameError> {
         if self.eat(byte) { Ok(()) } else { Err(self.error(problem)) }
     }
 
+    #[inline]
     pub(crate) fn string(&mut self) -> Result<RawStr<'a>, FrameError> {
         self.expect(b'"', "a string expected")?;
         let bytes = self.text.as_bytes();
         let start = self.at;
         let mut escaped = false;
         loop {
+            self.at += plain_len(&bytes[self.at..]);
             match bytes.get(self.at) {
                 Some(b'"') => break,
-                Some(b'\\') => {
-                    escaped = true;
-                    self.at += match bytes.get(self.at + 1) {
-                        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
-                        Some(b'u') => match bytes.get(self.at + 2..self.at + 6) {
-                            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 6,
-                            _ => return Err(self.error("a bad \\u escape")),
-                        },
-                        _ => return Err(self.error("an unknown escape")),
-                    };
-                }
-                Some(_) => self.at += 1,
+                Some(_) => escaped = true,
                 None => return Err(self.error("an open string")),
             }
+            self.at += match bytes.get(self.at + 1) {
+                Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+                Some(b'u') => match bytes.get(self.at + 2..self.at + 6) {
+                    Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 6,
+                    _ => return Err(self.error("a bad \\u escape")),
+                },
+                _ => return Err(self.error("an unknown escape")),
+            };
         }
         let raw = &self.text[start..self.at];
         self.at += 1;
@@ -130,6 +171,7 @@ impl<'a> Scanner<'a> {
             .unwrap_or(rest.len());
         let word = &self.text[self.at..self.at + len];
         let is_number = match word.as_bytes() {
+            digits if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => true,
             [b'0'..=b'9', ..] | [b'-', b'0'..=b'9', ..] => word.parse::<f64>().is_ok(),
             _ => false,
         };
@@ -140,6 +182,7 @@ impl<'a> Scanner<'a> {
         Ok(word)
     }
 
+    #[inline]
     pub(crate) fn value(&mut self) -> Result<RawValue<'a>, FrameError> {
         match self.peek() {
             Some(b'"') => self.string().map(RawValue::Str),
@@ -181,7 +224,19 @@ impl<'a> Scanner<'a> {
     }
 
     /// One `"key": value` and the comma behind it; `None` where the text or the object ends.
+    #[inline]
     pub(crate) fn member(&mut self) -> Result<Option<(RawStr<'a>, RawValue<'a>)>, FrameError> {
+        match plain_member(&self.text[self.at..]) {
+            Some((key, value, len)) => {
+                self.at += len;
+                let string = |raw| RawStr { raw, escaped: false };
+                Ok(Some((string(key), RawValue::Str(string(value)))))
+            }
+            None => self.any_member(),
+        }
+    }
+
+    fn any_member(&mut self) -> Result<Option<(RawStr<'a>, RawValue<'a>)>, FrameError> {
         if matches!(self.peek(), None | Some(b'}')) {
             return Ok(None);
         }
@@ -315,7 +370,7 @@ pub(super) fn encode_header(out: &mut Vec<u8>, head: &Head<'_>, ext: &dyn Fields
         put_string(out, key);
         out.push(b':');
         match value {
-            super::Value::Str(text) => put_string(out, text),
+            Value::Str(_) | Value::Raw(_) => value.with_text(|text| put_string(out, text)),
             _ => value.with_text(|text| {
                 out.push(b'"');
                 out.extend_from_slice(text.as_bytes());

@@ -24,8 +24,7 @@ use thiserror::Error;
 use crate::types::Opaque;
 
 pub use command::RemotingCommand;
-pub(crate) use ext::RawText;
-pub use ext::{Both, Ext, ExtIter, Fields, Value};
+pub use ext::{Both, Ext, ExtIter, Fields, Text, Value};
 
 /// The largest `totalLength` a RocketMQ peer accepts by default, in bytes.
 pub const FRAME_BYTES_MAX: u32 = 16 * 1024 * 1024;

@@ -47,8 +47,10 @@ fn unique_keys_count_within_the_month() {
     assert_eq!(month_start_ms(now), now - 1000);
     assert_eq!(month_start_ms(now - 1001), 1_706_745_600_000, "2024-02-01");
     let mut keys = UniqueKeys::new([10, 0, 0, 5].into(), 0x04D2, 0x18B4_AAC2);
-    assert_eq!(keys.next_key(now), "0A00000504D218B4AAC2000003E80001");
-    assert_eq!(keys.next_key(now), "0A00000504D218B4AAC2000003E80002");
+    assert_eq!(&*keys.next_key(now), "0A00000504D218B4AAC2000003E80001");
+    assert_eq!(&*keys.next_key(now), "0A00000504D218B4AAC2000003E80002");
+    assert_eq!(&*keys.next_key(now + 86_400_000), "0A00000504D218B4AAC205265FE80003", "the next day");
+    assert_eq!(&*keys.next_key(now - 1001), "0A00000504D218B4AAC295586BFF0004", "the month before");
     let v6 = UniqueKeys::new("2001:db8::5".parse().unwrap(), 1, 2).next_key(now);
     assert_eq!(v6.len(), 56);
     assert!(v6.starts_with("20010DB8"));

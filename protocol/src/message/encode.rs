@@ -101,6 +101,9 @@ pub fn encoded_len(parts: &MessageParts<'_>) -> usize {
         + parts.properties_len()
 }
 
+/// Bytes in front of the body, with hosts of IPv6.
+const FIXED_BYTES_MAX: usize = 112;
+
 /// The rest of a buffer that is being filled.
 struct Writer<'a>(&'a mut [u8]);
 
@@ -148,7 +151,9 @@ pub fn encode_into(
         .with(SysFlag::STORE_HOST_V6, host_len(&parts.store_host) == 20);
     let is_v2 = parts.topic.len() > TOPIC_BYTES_MAX_V1;
 
-    let mut w = Writer(dst);
+    // Fields of fixed length are put together where the compiler knows the room.
+    let mut fixed = [0; FIXED_BYTES_MAX];
+    let mut w = Writer(&mut fixed);
     w.put_i32(total);
     w.put_i32(if is_v2 { MESSAGE_MAGIC_V2 } else { MESSAGE_MAGIC_V1 });
     w.put_i32(body_crc(parts.body));
@@ -164,6 +169,10 @@ pub fn encode_into(
     w.put_i32(parts.reconsume_times);
     w.put_i64(parts.prepared_transaction_offset);
     w.put_i32(parts.body.len() as i32); // less than `total`
+    let unused = w.0.len();
+
+    let mut w = Writer(dst);
+    w.put(&fixed[..FIXED_BYTES_MAX - unused]);
     w.put(parts.body);
     if is_v2 {
         w.put(&i16::try_from(parts.topic.len()).expect("a topic that was checked").to_be_bytes());

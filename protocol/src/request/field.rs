@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-use crate::frame::{RawText, Value};
+use crate::frame::{Text, Value};
 use crate::types::{PhysicalOffset, QueueId};
 
 /// Why the fields of a header are not those of the request.
@@ -27,7 +27,7 @@ pub enum FieldProblem {
 /// A type that a field can have. Strings keep emptiness apart from absence; for everything else an empty string is
 /// absence, because the binary codec of old clients cannot say null otherwise.
 pub(super) trait Field<'a>: Sized {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem>;
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem>;
     /// The value of a field that is not there; `None` if it must be.
     fn absent() -> Option<Self> {
         None
@@ -35,8 +35,18 @@ pub(super) trait Field<'a>: Sized {
     fn value(&self) -> Option<Value<'_>>;
 }
 
+/// For a field that is seldom looked at, or never as text.
+impl<'a> Field<'a> for Text<'a> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
+        Ok(Some(text))
+    }
+    fn value(&self) -> Option<Value<'_>> {
+        Some(Value::Raw(self.as_bytes()))
+    }
+}
+
 impl<'a> Field<'a> for Cow<'a, str> {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(Some(text.into_text()))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -44,14 +54,39 @@ impl<'a> Field<'a> for Cow<'a, str> {
     }
 }
 
+/// The number that a few digits say, which may have a minus sign: nearly all that there are. `None` says nothing.
+#[inline]
+fn short_number(text: &[u8]) -> Option<i64> {
+    let (is_negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    if !(1..=18).contains(&digits.len()) {
+        return None;
+    }
+    let mut number = 0;
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + i64::from(digit);
+    }
+    Some(if is_negative { -number } else { number })
+}
+
 macro_rules! number_field {
     ($($type:ty, $value:expr;)*) => {$(
         impl<'a> Field<'a> for $type {
-            fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
-                if text.as_bytes().is_empty() {
+            fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
+                let text = text.as_bytes();
+                if text.is_empty() {
                     return Ok(None);
                 }
-                let number = std::str::from_utf8(text.as_bytes()).ok().and_then(|digits| digits.parse().ok());
+                let number = match short_number(text) {
+                    Some(number) => number.try_into().ok(),
+                    None => std::str::from_utf8(text).ok().and_then(|digits| digits.parse().ok()),
+                };
                 number.map(Some).ok_or(FieldProblem::NotANumber)
             }
             fn value(&self) -> Option<Value<'_>> {
@@ -70,7 +105,7 @@ number_field! {
 }
 
 impl<'a> Field<'a> for QueueId {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(u32::read(text)?.map(Self))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -79,7 +114,7 @@ impl<'a> Field<'a> for QueueId {
 }
 
 impl<'a> Field<'a> for PhysicalOffset {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(u64::read(text)?.map(Self))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -89,7 +124,7 @@ impl<'a> Field<'a> for PhysicalOffset {
 
 impl<'a> Field<'a> for bool {
     /// As Java: any case of "true", and everything else is false.
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         let text = text.as_bytes();
         Ok((!text.is_empty()).then(|| text.eq_ignore_ascii_case(b"true")))
     }
@@ -109,7 +144,7 @@ pub enum BoundaryType {
 }
 
 impl<'a> Field<'a> for BoundaryType {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         Ok(Some(if text.as_bytes().eq_ignore_ascii_case(b"upper") { Self::Upper } else { Self::Lower }))
     }
     fn value(&self) -> Option<Value<'_>> {
@@ -121,7 +156,7 @@ impl<'a> Field<'a> for BoundaryType {
 }
 
 impl<'a, T: Field<'a>> Field<'a> for Option<T> {
-    fn read(text: RawText<'a>) -> Result<Option<Self>, FieldProblem> {
+    fn read(text: Text<'a>) -> Result<Option<Self>, FieldProblem> {
         T::read(text).map(Some)
     }
     fn absent() -> Option<Self> {

@@ -4,27 +4,27 @@ use std::borrow::Cow;
 
 use super::field::headers;
 use crate::code::RequestCode;
-use crate::frame::{Ext, Fields, Value};
+use crate::frame::{Ext, Fields, Text, Value};
 use crate::request::FieldError;
 
 headers! {
     /// SEND_MESSAGE (10), SEND_MESSAGE_V2 (310), SEND_BATCH_MESSAGE (320) and the replies (324, 325).
     renamed struct SendMessageRequest<'a> {
-        producer_group: Cow<'a, str> = "producerGroup",
+        producer_group: Text<'a> = "producerGroup",
         topic: Cow<'a, str> = "topic",
-        default_topic: Cow<'a, str> = "defaultTopic",
+        default_topic: Text<'a> = "defaultTopic",
         default_topic_queue_nums: i32 = "defaultTopicQueueNums",
         /// Below 0: the broker chooses.
         queue_id: i32 = "queueId",
         sys_flag: i32 = "sysFlag",
         born_timestamp: i64 = "bornTimestamp",
         flag: i32 = "flag",
-        properties: Option<Cow<'a, str>> = "properties",
+        properties: Option<Text<'a>> = "properties",
         reconsume_times: i32 = "reconsumeTimes" or 0,
         unit_mode: bool = "unitMode" or false,
         max_reconsume_times: Option<i32> = "maxReconsumeTimes",
         batch: bool = "batch" or false,
-        broker_name: Option<Cow<'a, str>> = "bname",
+        broker_name: Option<Text<'a>> = "bname",
     }
 
     /// Response of every send; also of codes 10, 11 and 12.

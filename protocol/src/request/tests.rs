@@ -152,7 +152,7 @@ fn the_letters_are_those_of_the_protocol() {
         ("z", "?"),
     ]);
     let request = SendMessageRequest::decode(RequestCode::SEND_MESSAGE_V2, &Ext::pairs(&fields)).unwrap();
-    assert_eq!((&*request.topic, request.queue_id, request.broker_name.as_deref()), ("T", -1, Some("b")));
+    assert_eq!((&*request.topic, request.queue_id, request.broker_name), ("T", -1, Some("b".into())));
     assert_eq!((request.reconsume_times, request.max_reconsume_times, request.batch), (0, None, false));
     let error = SendMessageRequest::decode(RequestCode::SEND_MESSAGE, &Ext::pairs(&fields)).unwrap_err();
     assert_eq!(error.field, "producerGroup");

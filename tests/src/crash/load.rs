@@ -19,7 +19,6 @@ use ringmq_protocol::request::{
     UpdateConsumerOffsetRequest,
 };
 use ringmq_protocol::types::QueueId;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -332,7 +331,7 @@ fn send_request(queue: QueueKey, properties: Option<&str>, batch: bool) -> SendM
         sys_flag: 0,
         born_timestamp: 0,
         flag: 0,
-        properties: properties.map(Cow::Borrowed),
+        properties: properties.map(Into::into),
         reconsume_times: 0,
         unit_mode: false,
         max_reconsume_times: None,
