@@ -542,6 +542,7 @@ fn run(arguments: &Arguments, directory: &Path, other_core: usize) -> Result<Vec
                     // One record a block, in sectors of its own: the write has the size that is asked for.
                     let config = LogConfig {
                         writes_in_flight_max: in_flight,
+                        writes_in_flight_enough: in_flight,
                         block_bytes_max: 1,
                         pad_blocks: true,
                         ..config.clone()

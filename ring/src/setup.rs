@@ -17,9 +17,10 @@ pub struct Config {
     pub entries: u32,
     /// A power of two up to 32768. Times `recv_buffer_bytes` it should stay within the L2 cache of a core.
     pub recv_buffer_count: u16,
+    /// With `recv_incremental` few large ones are best: more of what one peer sends lies in one piece.
     pub recv_buffer_bytes: u32,
     /// Let the kernel fill a receive buffer piece by piece, so that a small receive does not use up a whole one: about a
-    /// tenth less CPU. Linux 6.12 or later; without effect before.
+    /// tenth less CPU. Linux 6.12 or later; before, there are as many buffers of `RECV_WHOLE_BYTES` as take the same memory.
     pub recv_incremental: bool,
     /// `SendFile`s that can be under way at the same time; the others wait for their turn. Each holds a pipe, that is
     /// two file descriptors.
@@ -35,8 +36,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             entries: 256,
-            recv_buffer_count: 32,
-            recv_buffer_bytes: 16 << 10,
+            recv_buffer_count: 2,
+            recv_buffer_bytes: 256 << 10,
             recv_incremental: true,
             pipes_max: 256,
             spin: Duration::ZERO,
@@ -44,6 +45,9 @@ impl Default for Config {
         }
     }
 }
+
+/// Most that a receive buffer has that one receive uses up, however little it brings.
+const RECV_WHOLE_BYTES: u32 = 16 << 10;
 
 /// Why there is no ring, and what to do about it, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -150,11 +154,20 @@ pub(crate) fn buffers(config: &Config, ring: &IoUring) -> Result<BufferRing, Set
     let (count, bytes) = (config.recv_buffer_count, config.recv_buffer_bytes);
     let result = match BufferRing::register(ring, count, bytes, config.recv_incremental) {
         Err(error) if config.recv_incremental && error.raw_os_error() == Some(libc::EINVAL) => {
+            let (count, bytes) = whole_buffers(count, bytes);
             BufferRing::register(ring, count, bytes, false)
         }
         result => result,
     };
     result.map_err(|error| Host::read().explain(error))
+}
+
+/// Number and size of buffers of which each is used up by one receive, instead of these.
+fn whole_buffers(mut count: u16, mut bytes: u32) -> (u16, u32) {
+    while bytes > RECV_WHOLE_BYTES && count < 1 << 15 {
+        (count, bytes) = (count * 2, bytes.div_ceil(2));
+    }
+    (count, bytes)
 }
 
 /// DEFER_TASKRUN (6.1) runs completions when we ask for them, and only then: no interruption of the shard's thread, and
@@ -226,6 +239,13 @@ mod tests {
             let line = explained(errno, host);
             assert!(line.contains(expected), "{errno}: {line}");
         }
+    }
+
+    #[test]
+    fn buffers_that_are_used_up_by_one_receive_are_small() {
+        assert_eq!(whole_buffers(2, 256 << 10), (32, 16 << 10));
+        assert_eq!(whole_buffers(4, 4096), (4, 4096));
+        assert_eq!(whole_buffers(1 << 14, 1 << 20), (1 << 15, 1 << 19));
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl Fixture {
             tail_bytes: 16 << 20,
             tail_bytes_hard_max: 32 << 20,
             staged_bytes_max: 8 << 20,
+            writes_in_flight_enough: 4,
             ..LogConfig::default()
         };
         let boot = Shard::boot(config, log, &mut disk, 0, &mut |_| {}).unwrap();

@@ -28,6 +28,8 @@ pub struct LogConfig {
     pub pad_blocks: bool,
     /// Most writes in flight.
     pub writes_in_flight_max: usize,
+    /// With so many writes in flight the disk has enough to do: the open block grows until one of them ends, or it is full.
+    pub writes_in_flight_enough: usize,
     /// Segments are prepared ahead in steps of at most this, a multiple of 1 MiB.
     pub prepare_step_bytes: u64,
     /// That goes on until this much is ready.
@@ -53,6 +55,7 @@ impl Default for LogConfig {
             sector_bytes: 4096,
             pad_blocks: false,
             writes_in_flight_max: 4,
+            writes_in_flight_enough: 2,
             prepare_step_bytes: 32 << 20,
             prepare_ahead_bytes: 64 << 20,
         }
@@ -105,7 +108,10 @@ impl LogConfig {
         )?;
         // The header keeps the distance to the durable position in 32 bits; a roll-over can add less than a block.
         check(self.staged_bytes_max <= 1 << 30, "staged_bytes_max must be at most 1 GiB")?;
-        check(self.writes_in_flight_max > 0, "writes_in_flight_max must be above 0")?;
+        check(
+            (1..=self.writes_in_flight_max).contains(&self.writes_in_flight_enough),
+            "writes_in_flight_enough must be above 0 and not exceed writes_in_flight_max",
+        )?;
         check(
             self.prepare_step_bytes.is_multiple_of(MIB) && self.prepare_step_bytes > 0,
             "prepare_step_bytes must be a multiple of 1 MiB",

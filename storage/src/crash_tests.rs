@@ -42,9 +42,11 @@ struct Life {
 impl Life {
     fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
+        let writes_in_flight_max = 1 + random.below(6) as usize;
         let config = LogConfig {
             pad_blocks: random.chance(20),
-            writes_in_flight_max: 1 + random.below(6) as usize,
+            writes_in_flight_max,
+            writes_in_flight_enough: 1 + random.below(writes_in_flight_max as u64) as usize,
             ..small_config()
         };
         let log = CommitLog::new(config.clone(), Recovered::empty(&config));

@@ -282,8 +282,12 @@ impl CommitLog {
             return None;
         }
         if self.staged_count == 0 {
-            // L5, before sealing: while it waits for space the open block may grow.
             self.open.as_ref().filter(|open| open.record_count > 0)?;
+            // Few large writes cost less than many small ones, and so do the answers that leave with each.
+            if self.in_flight >= self.config.writes_in_flight_enough {
+                return None;
+            }
+            // L5, before sealing: while it waits for space the open block may grow.
             let image_end = round_up(self.open_end(), u64::from(self.config.sector_bytes));
             if image_end > self.prepared {
                 return None;

@@ -55,6 +55,7 @@ pub(crate) fn small_config() -> LogConfig {
         tail_bytes_hard_max: 1 << 20,
         chunk_bytes: 256 << 10,
         staged_bytes_max: 512 << 10,
+        writes_in_flight_enough: LogConfig::default().writes_in_flight_max,
         prepare_step_bytes: 1 << 20,
         prepare_ahead_bytes: 1 << 20,
         ..LogConfig::default()

@@ -91,6 +91,7 @@ impl World {
         let random = &mut self.random;
         let record_bytes_max = 150 << 10;
         let chunk_bytes = 256 << 10;
+        let writes_in_flight_max = random.between(1, 5);
         LogConfig {
             shard: core as u16,
             log_id: 7,
@@ -103,7 +104,8 @@ impl World {
             staged_bytes_max: random.between(170 << 10, 512 << 10),
             sector_bytes: self.sector_bytes,
             pad_blocks: random.chance(20),
-            writes_in_flight_max: random.between(1, 5) as usize,
+            writes_in_flight_max: writes_in_flight_max as usize,
+            writes_in_flight_enough: random.between(1, writes_in_flight_max) as usize,
             prepare_step_bytes: random.between(1, 2) << 20,
             prepare_ahead_bytes: random.between(170 << 10, 2 << 20),
         }

@@ -260,6 +260,7 @@ impl RealLog {
             log_id: dir.log_id(),
             segment_bytes: dir.segment_bytes(),
             record_bytes_max: 300 << 10,
+            writes_in_flight_enough: 4,
             ..LogConfig::default()
         };
         let mut found = Vec::new();

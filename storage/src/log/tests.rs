@@ -2,7 +2,10 @@ use super::*;
 use crate::testing::{Quick, body, small_config};
 
 fn log() -> CommitLog {
-    let config = small_config();
+    log_with(small_config())
+}
+
+fn log_with(config: LogConfig) -> CommitLog {
     let recovered = Recovered::empty(&config);
     let mut log = CommitLog::new(config, recovered);
     let wanted = log.prepare_wanted().unwrap();
@@ -46,6 +49,22 @@ fn records_of_one_turn_share_a_block_and_the_next_waits_for_a_slot() {
     assert_eq!(log.durable(), advance.position);
     assert_eq!(log.next_write().unwrap().block, waiting.block);
     assert!(log.next_write().is_none());
+}
+
+#[test]
+fn beside_enough_writes_a_block_goes_only_when_it_is_full() {
+    let mut log = log_with(LogConfig { writes_in_flight_enough: 1, ..small_config() });
+    append(&mut log, 100);
+    let first = log.next_write().unwrap();
+    append(&mut log, 100);
+    assert!(log.next_write().is_none(), "it can still grow");
+    let block_bytes = log.config().block_bytes_max as usize;
+    append(&mut log, block_bytes - 1000);
+    let third = append(&mut log, 1000);
+    assert_eq!((log.next_write().unwrap().block, third.block), (BlockSeq(1), BlockSeq(2)), "full");
+    assert!(log.next_write().is_none());
+    write_ok(&mut log, &first).unwrap();
+    assert!(log.next_write().is_none(), "one is still under way");
 }
 
 #[test]
