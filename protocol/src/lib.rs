@@ -14,6 +14,7 @@ pub mod batch;
 pub mod body;
 pub mod code;
 pub mod fastjson;
+mod find;
 pub mod frame;
 pub mod id;
 pub mod message;

@@ -4,7 +4,7 @@
 //! of two pairs of one name the later counts. A server may therefore append its own behind those of the client, see
 //! [`separator`].
 
-use memchr::{memchr, memrchr};
+use crate::find;
 
 /// Between name and value.
 pub const NAME_VALUE_SEPARATOR: u8 = 1;
@@ -75,7 +75,7 @@ impl<'a> Properties<'a> {
     /// All pairs as bytes, for who looks for a few names among many messages.
     pub fn raw(&self) -> impl DoubleEndedIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         Pairs(self.0).filter_map(|pair| {
-            let middle = memchr(NAME_VALUE_SEPARATOR, pair)?;
+            let middle = find::byte(NAME_VALUE_SEPARATOR, pair)?;
             let (name, value) = (&pair[..middle], &pair[middle + 1..]);
             (!name.is_empty() && !value.is_empty()).then_some((name, value))
         })
@@ -108,7 +108,7 @@ impl<'a> Iterator for Pairs<'a> {
         if self.0.is_empty() {
             return None;
         }
-        let end = memchr(PROPERTY_SEPARATOR, self.0).unwrap_or(self.0.len());
+        let end = find::byte(PROPERTY_SEPARATOR, self.0).unwrap_or(self.0.len());
         let pair = &self.0[..end];
         self.0 = self.0.get(end + 1..).unwrap_or_default();
         Some(pair)
@@ -122,7 +122,7 @@ impl<'a> DoubleEndedIterator for Pairs<'a> {
         }
         // One separator at the end ends the last pair; others stand for empty ones.
         let rest = self.0.strip_suffix(&[PROPERTY_SEPARATOR]).unwrap_or(self.0);
-        let start = memrchr(PROPERTY_SEPARATOR, rest).map_or(0, |at| at + 1);
+        let start = rest.iter().rposition(|byte| *byte == PROPERTY_SEPARATOR).map_or(0, |at| at + 1);
         self.0 = &rest[..start];
         Some(&rest[start..])
     }

@@ -25,7 +25,7 @@ const TOPIC: &str = "Topic";
 /// A well-behaved client that sends and reads all the while.
 struct Bystander {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<i64>,
+    thread: JoinHandle<()>,
 }
 
 impl Bystander {
@@ -35,15 +35,18 @@ impl Bystander {
         let thread = thread::spawn(move || {
             let mut raw = Raw::connect(address);
             let mut count = 0;
-            while !stopped.load(Ordering::Relaxed) {
+            // At least once, however late it comes to run.
+            loop {
                 let body = format!("message {count}");
                 assert_eq!(store(&mut raw, &send("Bystander", 0), body.clone()), count);
                 let got =
                     raw.call(RequestCode::PULL_MESSAGE, &pull("Bystander", count, 0, "*"), Bytes::new());
                 assert_eq!(bodies(&got), [body.as_bytes()]);
                 count += 1;
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
             }
-            count
         });
         Self { stop, thread }
     }
@@ -51,8 +54,7 @@ impl Bystander {
     /// Ends it; it has seen nothing but what it expected.
     fn join(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let count = self.thread.join().expect("the bystander is unharmed");
-        assert!(count > 0);
+        self.thread.join().expect("the bystander is unharmed");
     }
 }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::{Codec, Ext, Fields, FrameError, Head, Header, Language, Value};
+use crate::find;
 use crate::types::Opaque;
 
 /// How deep a value may nest that is skipped.
@@ -45,27 +46,10 @@ impl<'a> RawValue<'a> {
     }
 }
 
-/// How many bytes there are before the first quote or backslash, looked for in eight bytes at a time: strings of a header are too
-/// short for anything that has to be set up.
+/// How many bytes there are before the first quote or backslash.
 #[inline]
 fn plain_len(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const QUOTES: u64 = ONES * b'"' as u64;
-    const BACKSLASHES: u64 = ONES * b'\\' as u64;
-    /// The high bit of the first byte that is zero, and of no byte before it.
-    fn first_zero(word: u64) -> u64 {
-        word.wrapping_sub(ONES) & !word & ONES << 7
-    }
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (at, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let found = first_zero(word ^ QUOTES) | first_zero(word ^ BACKSLASHES);
-        if found != 0 {
-            return at * 8 + found.trailing_zeros() as usize / 8;
-        }
-    }
-    let in_rest = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
-    words.len() * 8 + in_rest
+    find::either(b'"', b'\\', bytes).unwrap_or(bytes.len())
 }
 
 /// Key and value of a member as most are, `"key":"value"` without a space or an escape, and the bytes that it takes with the comma behind
