@@ -15,7 +15,6 @@ use super::{Announcement, Refusal, Request, Shard};
 use ringmq_protocol::batch::BatchEntries;
 use ringmq_protocol::body::{TopicConfig, perm};
 use ringmq_protocol::code::ResponseCode;
-use ringmq_protocol::frame::Text;
 use ringmq_protocol::message::{Limits, MessageParts, encode_into, encoded_len};
 use ringmq_protocol::name;
 use ringmq_protocol::properties::{self, Properties, names};
@@ -159,7 +158,7 @@ impl Shard {
         is_dead: bool,
         fx: &mut Effects,
     ) -> Result<(), Refusal> {
-        let sent = send.properties.as_ref().map_or(&[][..], Text::as_bytes);
+        let sent = send.encoded_properties();
         let scan = Scan::of(sent);
         scan.refuse_unsupported()?;
         let level = scan.delay_level()?.filter(|_| !is_dead).map(|level| self.delays.table().clamp(level));
@@ -282,8 +281,7 @@ impl Shard {
             }
             self.message_ids.push(position, &mut ids);
         }
-        let sent = send.properties.as_ref().map_or(&[][..], Text::as_bytes);
-        let unique_key = Properties::new(sent).get(names::UNIQ_KEY);
+        let unique_key = Properties::new(send.encoded_properties()).get(names::UNIQ_KEY);
         let block = in_block.expect("the batch is not empty");
         self.prepare_answer(
             Staged { to: request.to, target, block, first, count, message_ids: &ids, unique_key },

@@ -183,7 +183,7 @@ pub enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// Hands the text of the value to `f`; nothing is allocated.
+    /// Hands the text of the value to `f`; nothing is allocated unless it is not UTF-8.
     pub fn with_text<R>(&self, f: impl FnOnce(&str) -> R) -> R {
         let mut buffer = itoa::Buffer::new();
         let checked;

@@ -108,6 +108,11 @@ impl<'a> SendMessageRequest<'a> {
         }
     }
 
+    /// The encoded properties as they came; none if there are none.
+    pub fn encoded_properties(&self) -> &[u8] {
+        self.properties.as_ref().map_or(&[], Text::as_bytes)
+    }
+
     /// The fields under the letters that codes 310, 320 and 325 use.
     pub fn fields_v2(&self) -> SendMessageFieldsV2<'_> {
         SendMessageFieldsV2(self)
