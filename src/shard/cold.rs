@@ -17,21 +17,23 @@
 //!     the core that the disk interrupts, this one perhaps, and a thread that is busy keeps it waiting for milliseconds.
 //! C7  Where messages were left out of a segment that was rewritten, an index may still name them: they are not there. Nobody is to
 //!     get there, as no queue begins before what it has given up; but a log that lost that record has only this.
+//! C8  A pull is answered once it has what fits into an answer, out of as many stretches as that takes: where many queues
+//!     share a log, one stretch has little of each, and many small answers cost more than what is in them. It keeps memory
+//!     meanwhile, so few do that at a time.
 
 mod beside_sends;
+mod gather;
 
 use super::Shard;
 use super::delay::DelayLevel;
 use super::effects::{Effects, FileRead, LogFile, ReplyTo};
 use super::expiry::is_message;
 use super::find::Find;
-use super::hold::Pull;
 use super::limits::{
-    COLD_CACHE_COUNT, COLD_READ_BYTES, COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX,
-    COLD_READS_MAX, COLD_WAITING_MAX, SQL_WORK_MAX,
+    COLD_CACHE_COUNT, COLD_GATHER_BYTES, COLD_READ_BYTES, COLD_READ_BYTES_BESIDE_WRITES,
+    COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX, COLD_WAITING_MAX,
 };
 use super::pop::{Pop, PopRead, Revive};
-use super::pull::Chosen;
 use super::relay::Question;
 use super::retry::SendBack;
 use bytes::Bytes;
@@ -41,6 +43,8 @@ use ringmq_storage::block::{BLOCK_ALIGN, BlockError, BlockHeader};
 use ringmq_storage::{BlockSpan, Entry, Missing, Record, SegmentBase, records};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+
+pub(super) use gather::ColdPull;
 
 /// Messages of a queue that lie side by side in one block of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,31 +66,51 @@ impl LogRange {
 /// Who waits for a read.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// A pull: these messages, and where it goes on.
-    Pull { pull: Pull, ranges: Vec<LogRange>, next: QueueOffset },
+    Pull(Box<ColdPull>),
     /// A look-up of the message at this position.
-    View { to: ReplyTo, position: PhysicalOffset },
+    View {
+        to: ReplyTo,
+        position: PhysicalOffset,
+    },
     /// A question for a client about the message at this position.
-    Question { question: Box<Question>, position: PhysicalOffset },
+    Question {
+        question: Box<Question>,
+        position: PhysicalOffset,
+    },
     /// A search for messages with a key, of which the next one is here.
-    Find { find: Box<Find>, position: PhysicalOffset },
+    Find {
+        find: Box<Find>,
+        position: PhysicalOffset,
+    },
     /// A message that its consumer sends back.
-    SendBack { back: Box<SendBack>, position: PhysicalOffset },
+    SendBack {
+        back: Box<SendBack>,
+        position: PhysicalOffset,
+    },
     /// Messages of a delay level that are due, a range each.
-    Delay { level: DelayLevel, ranges: Vec<LogRange> },
+    Delay {
+        level: DelayLevel,
+        ranges: Vec<LogRange>,
+    },
     /// Messages that were popped, of which the next to be read begins here.
     Popped(Box<PopRead>),
     /// A pop whose filter has to see the messages of a block.
-    PopAgain { pop: Box<Pop>, block: PhysicalOffset },
+    PopAgain {
+        pop: Box<Pop>,
+        block: PhysicalOffset,
+    },
     /// A popped message whose time is over.
-    Revive { revive: Revive, range: LogRange },
+    Revive {
+        revive: Revive,
+        range: LogRange,
+    },
 }
 
 impl Purpose {
     /// Who is to be told if the read cannot be made; `None` if that is the shard itself.
     fn asker(&self) -> Option<ReplyTo> {
         match self {
-            Purpose::Pull { pull, .. } => Some(pull.to),
+            Purpose::Pull(cold) => Some(cold.pull.to),
             Purpose::View { to, .. } => Some(*to),
             Purpose::Question { question, .. } => Some(question.to),
             Purpose::Find { find, .. } => Some(find.to),
@@ -320,6 +344,11 @@ impl Shard {
         (LogRange { position: entry.position, len: entry.size, block, offset }, is_cold)
     }
 
+    /// How far the ranges may go of a pull that begins with the block at `block` and gathers (C8).
+    pub(super) fn gather_limit(&self, block: PhysicalOffset) -> PhysicalOffset {
+        self.cold_limit(block).max(PhysicalOffset(block.0 + COLD_GATHER_BYTES))
+    }
+
     /// How far ranges may go that are to be read together with the block at `block`.
     pub(super) fn cold_limit(&self, block: PhysicalOffset) -> PhysicalOffset {
         match self.cold.kept(block) {
@@ -340,6 +369,15 @@ impl Shard {
         left.min(u64::from(wanted)) as u32
     }
 
+    /// A read of as much, but without the part of a block at its end, as far as is known where blocks begin: it would be read again.
+    fn new_read(&mut self, at: ReadAt) -> ColdRead {
+        let len = self.cold_len(at.block);
+        let last = self.block_before(PhysicalOffset(at.block.0 + u64::from(len)));
+        let whole = last.ok().flatten().filter(|last| *last > at.block);
+        let len = whole.map_or(len, |end| (end.0 - at.block.0) as u32); // at most `len`
+        ColdRead { at, len, is_second_try: false }
+    }
+
     /// Gets the stretch that begins at a block, now or once it is read, and goes on with its purpose.
     pub(super) fn read_cold(&mut self, block: PhysicalOffset, purpose: Purpose, fx: &mut Effects) {
         self.read_stretch(ReadAt { block, is_exact: true }, purpose, fx);
@@ -352,7 +390,7 @@ impl Shard {
         if self.cold.waiting.len() >= COLD_WAITING_MAX {
             let remark =
                 format!("[OVERLOAD]{COLD_WAITING_MAX} reads of the log are waiting, which is the limit");
-            return self.fail_read(&purpose, ResponseCode::SYSTEM_BUSY, &remark, fx);
+            return self.fail_read(purpose, ResponseCode::SYSTEM_BUSY, &remark, fx);
         }
         self.cold.wait(at, purpose);
         self.read_waiting(fx);
@@ -371,8 +409,8 @@ impl Shard {
                 // The segment was released meanwhile.
                 self.give_up_read(at, fx);
             } else {
-                let len = self.cold_len(at.block);
-                self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
+                let read = self.new_read(at);
+                self.submit_cold(read, fx);
             }
         }
     }
@@ -386,8 +424,8 @@ impl Shard {
         let is_there = || Some(at.block) != self.cold.damaged && at.block < end();
         if self.cold.in_flight.is_empty() && self.cold.waiting.is_empty() && is_cold && !is_kept && is_there()
         {
-            let len = self.cold_len(at.block);
-            self.submit_cold(ColdRead { at, len, is_second_try: false }, fx);
+            let read = self.new_read(at);
+            self.submit_cold(read, fx);
         }
     }
 
@@ -403,7 +441,7 @@ impl Shard {
     fn give_up_read(&mut self, at: ReadAt, fx: &mut Effects) {
         for purpose in self.cold.take_all_at(at) {
             match purpose {
-                Purpose::Pull { pull, .. } => self.evaluate(pull, fx),
+                Purpose::Pull(cold) => self.evaluate(cold.pull, fx),
                 purpose => {
                     let nothing =
                         Stretch { start: at.block, bytes: Bytes::new(), blocks: Vec::new(), next: at.block };
@@ -432,7 +470,7 @@ impl Shard {
                 let at = read.at.block;
                 let line = format!("reading {} bytes of the log at {at} failed: {reason}", read.len);
                 for purpose in self.cold.take_all_at(read.at) {
-                    self.fail_read(&purpose, ResponseCode::SYSTEM_ERROR, &line, fx);
+                    self.fail_read(purpose, ResponseCode::SYSTEM_ERROR, &line, fx);
                 }
                 fx.log_error(format!("{}: {line}", self.config.broker_name));
             }
@@ -440,13 +478,19 @@ impl Shard {
         self.read_waiting(fx);
     }
 
-    fn fail_read(&mut self, purpose: &Purpose, code: ResponseCode, line: &str, fx: &mut Effects) {
+    fn fail_read(&mut self, mut purpose: Purpose, code: ResponseCode, line: &str, fx: &mut Effects) {
+        if let Purpose::Pull(cold) = purpose {
+            match self.answer_gathered(cold, fx) {
+                Some(cold) => purpose = Purpose::Pull(cold),
+                None => return,
+            }
+        }
         if let Some(to) = purpose.asker() {
             fx.replies.push(to, code, Some(line), &(), &[]);
         }
         match purpose {
-            Purpose::Delay { level, .. } => self.deliver_later(*level),
-            Purpose::Revive { revive, .. } => self.revive_failed(*revive),
+            Purpose::Delay { level, .. } => self.deliver_later(level),
+            Purpose::Revive { revive, .. } => self.revive_failed(revive),
             _ => {}
         }
     }
@@ -535,38 +579,7 @@ impl Shard {
 
     fn on_stretch(&mut self, purpose: Purpose, stretch: &Stretch, fx: &mut Effects) {
         match purpose {
-            Purpose::Pull { mut pull, ranges, mut next } => {
-                let mut body = Vec::with_capacity(ranges.len());
-                let mut chosen = Chosen::default();
-                let mut is_whole = true;
-                pull.work += stretch.bytes.len() as u64;
-                for range in ranges {
-                    match stretch.range(range) {
-                        Seen::Bytes(bytes) if pull.filter.sql().is_some() => {
-                            if let Some(offset) = chosen.choose(&mut pull, &bytes, &mut body) {
-                                next = offset;
-                                break;
-                            }
-                        }
-                        Seen::Bytes(bytes) => body.push(bytes),
-                        Seen::Nothing => is_whole = false,
-                        Seen::Behind(_) => {
-                            next = range.offset;
-                            break;
-                        }
-                    }
-                }
-                // What was there when it was asked may have been given up before it was read.
-                if !is_whole && self.bounds(pull.queue).map_or(true, |(min, _)| pull.from < min) {
-                    return self.evaluate(pull, fx);
-                }
-                self.counts.messages_out += chosen.messages as u64;
-                if body.is_empty() && pull.filter.sql().is_some() && pull.work < SQL_WORK_MAX {
-                    return self.evaluate(Pull { scanned: next, ..pull }, fx);
-                }
-                self.reply_found(&pull, body, next, fx);
-                self.read_ahead(stretch, fx);
-            }
+            Purpose::Pull(cold) => self.answer_cold(*cold, stretch, fx),
             Purpose::View { to, position } => match stretch.message(position, self) {
                 Seen::Behind(block) => {
                     self.read_stretch(ReadAt { block, is_exact: false }, Purpose::View { to, position }, fx)

@@ -29,9 +29,13 @@ pub const COLD_BESIDE_WRITES_MS: i64 = 20;
 /// An answer with old messages that waited longer is given even if the disk is at a write and nothing is sent.
 pub const COLD_LATE_MS: i64 = 1;
 /// `COLD_READ_BYTES` beside sends.
-pub const COLD_READ_BYTES_BESIDE_WRITES: u32 = 128 << 10;
+pub const COLD_READ_BYTES_BESIDE_WRITES: u32 = 192 << 10;
 /// `PULL_BYTES_MAX` for old messages beside sends.
 pub const COLD_PULL_BYTES_BESIDE_WRITES: usize = 64 << 10;
+/// How far apart in the log messages may lie that are gathered for one answer.
+pub const COLD_GATHER_BYTES: u64 = 1 << 20;
+/// Pulls that gather while they wait for a read. Each may keep that much.
+pub const COLD_GATHERING_MAX: usize = 64;
 /// Pulls and look-ups that may wait for their turn to read.
 pub const COLD_WAITING_MAX: usize = 100_000;
 /// Pages of sealed indexes kept in memory, 4 KiB each.

@@ -7,7 +7,7 @@
 //! P3  Bytes that come from disk are checked before they leave (`cold.rs`).
 //! P4  An answer without messages carries progress, or the pull has waited: no client can be made to spin.
 
-use super::cold::{LogRange, Purpose};
+use super::cold::{ColdPull, LogRange, Purpose};
 use super::effects::{Effects, ReplyTo};
 use super::filter::Filter;
 use super::hold::{AtQueue, HoldId, Pull};
@@ -201,7 +201,7 @@ impl Shard {
                 if pull.filter.sql().is_none() {
                     self.counts.messages_out += found.messages as u64;
                 }
-                let purpose = Purpose::Pull { pull, ranges: found.ranges, next };
+                let purpose = Purpose::Pull(Box::new(ColdPull::new(pull, found.ranges, next)));
                 self.read_cold(block, purpose, fx);
             }
         }
@@ -369,7 +369,11 @@ impl Found {
         }
         if self.messages == 0 {
             // The first message is always taken, whatever its size.
-            self.cold = is_cold.then(|| Cold { block: range.block, limit: shard.cold_limit(range.block) });
+            let limit = |block| match pull.filter.sql() {
+                Some(_) => shard.cold_limit(block),
+                None => shard.gather_limit(block),
+            };
+            self.cold = is_cold.then(|| Cold { block: range.block, limit: limit(range.block) });
         } else {
             // What an SQL filter is still to choose from is bounded by what is read at once.
             let is_choice = is_cold && pull.filter.sql().is_some();

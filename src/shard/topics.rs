@@ -8,6 +8,7 @@ use ringmq_protocol::name::RMQ_SYS_SCHEDULE_TOPIC;
 use ringmq_protocol::types::{QueueId, QueueOffset, StoreTimestamp};
 use ringmq_storage::{QueueIndex, QueueIx};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 pub(super) struct Topic {
     pub(super) config: TopicConfig,
@@ -17,7 +18,7 @@ pub(super) struct Topic {
     /// Messages that were stored before this are given up for good.
     pub(super) given_up: StoreTimestamp,
     /// By queue id, once used.
-    queues: Vec<Option<QueueIx>>,
+    queues: SmallVec<[Option<QueueIx>; 8]>,
 }
 
 impl Topic {
@@ -99,37 +100,39 @@ pub(super) struct QueueState {
 
 #[derive(Default)]
 pub(super) struct Topics {
-    by_name: FxHashMap<Box<str>, Topic>,
+    /// A message to one of ten thousand topics waits for memory at each step to its queue: names and numbers of queues lie in
+    /// the table if they are as short, and as few, as most.
+    by_name: FxHashMap<SmallVec<[u8; 32]>, Topic>,
 }
 
 impl Topics {
     /// Adds a topic or replaces its settings; its queues stay. The number of queues never shrinks what exists.
     pub(super) fn put(&mut self, config: TopicConfig, is_recorded: bool) {
-        match self.by_name.get_mut(&*config.topic_name) {
+        match self.get_mut(&config.topic_name) {
             Some(topic) => {
                 topic.policy = TopicPolicy::of(&config.attributes);
                 topic.config = config;
                 topic.is_recorded |= is_recorded;
             }
             None => {
-                let name = config.topic_name.as_str().into();
+                let name = SmallVec::from_slice(config.topic_name.as_bytes());
                 let policy = TopicPolicy::of(&config.attributes);
-                let (given_up, queues) = (StoreTimestamp(0), Vec::new());
+                let (given_up, queues) = (StoreTimestamp(0), SmallVec::new());
                 self.by_name.insert(name, Topic { config, is_recorded, policy, given_up, queues });
             }
         }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&Topic> {
-        self.by_name.get(name)
+        self.by_name.get(name.as_bytes())
     }
 
     pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Topic> {
-        self.by_name.get_mut(name)
+        self.by_name.get_mut(name.as_bytes())
     }
 
     pub(super) fn remove(&mut self, name: &str) -> Option<Topic> {
-        self.by_name.remove(name)
+        self.by_name.remove(name.as_bytes())
     }
 
     pub(super) fn len(&self) -> usize {

@@ -24,8 +24,15 @@ impl Shard {
 
     /// Goes on with a purpose now, or with a pull when its turn has come (C6).
     pub(super) fn serve(&mut self, purpose: Purpose, stretch: &Rc<Stretch>, fx: &mut Effects) {
+        let purpose = match purpose {
+            Purpose::Pull(cold) => match self.gather_cold(cold, stretch, fx) {
+                Some(cold) => Purpose::Pull(cold),
+                None => return,
+            },
+            purpose => purpose,
+        };
         match purpose {
-            Purpose::Pull { .. } if self.is_beside_writes() => {
+            Purpose::Pull(_) if self.is_beside_writes() => {
                 if !self.cold.has_answers() {
                     self.cold.waiting_since_ms = self.now.monotonic_ms;
                 }

@@ -2,9 +2,10 @@
 
 use super::*;
 use limits::{
-    COLD_BESIDE_WRITES_MS, COLD_LATE_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
+    COLD_BESIDE_WRITES_MS, COLD_GATHERING_MAX, COLD_LATE_MS, COLD_PULL_BYTES_BESIDE_WRITES, COLD_READ_BYTES,
     COLD_READ_BYTES_BESIDE_WRITES, COLD_READS_BESIDE_WRITES_MAX, COLD_READS_MAX,
 };
+use ringmq_protocol::code::ResponseCode;
 
 const BODY: usize = 100_000;
 const QUEUES: i64 = 4;
@@ -48,7 +49,13 @@ fn beside_sends_a_turn_gives_one_small_answer_out_of_a_small_read() {
     f.tick(1);
     let pulls = [0, 1, 2].map(|offset| f.pull("T", offset, 0, "*"));
     let read = f.fx.reads.remove(0);
-    assert_eq!((read.len, f.fx.reads.len()), (COLD_READ_BYTES_BESIDE_WRITES, 0));
+    let most = COLD_READ_BYTES_BESIDE_WRITES;
+    assert!(
+        (most - 2 * SMALL as u32..most).contains(&read.len),
+        "{} is not as many whole blocks as fit",
+        read.len
+    );
+    assert_eq!(f.fx.reads.len(), 0);
     let bytes = f.bytes_of(&read);
     f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
     let in_an_answer = COLD_PULL_BYTES_BESIDE_WRITES / SMALL;
@@ -92,8 +99,11 @@ fn serve_one(f: &mut Fixture) {
 fn readers_of_neighbouring_queues_share_a_read() {
     let mut f = old_messages(12);
     let pulls = [0, 1, 2, 3].map(|number| ask(&mut f, number));
-    assert_eq!(f.fx.reads.len(), 1);
-    serve_one(&mut f);
+    // An answer has room for two; what all wait for next is in the second stretch.
+    for _ in 0..2 {
+        assert_eq!(f.fx.reads.len(), 1);
+        serve_one(&mut f);
+    }
     assert_eq!(pulls.map(|pull| first_number(&mut f, pull)), [0, 1, 2, 3].map(Some));
 }
 
@@ -107,8 +117,101 @@ fn what_lies_behind_is_read_before_somebody_asks() {
     let in_a_stretch = i64::from(COLD_READ_BYTES) / BODY as i64;
     serve_one(&mut f);
     assert_eq!(f.fx.reads, [], "one stretch ahead, not two");
-    let pull = ask(&mut f, in_a_stretch + 1);
-    assert_eq!(first_number(&mut f, pull), Some(in_a_stretch + 1), "no read to wait for");
+    let pull = ask(&mut f, in_a_stretch);
+    assert_eq!(first_number(&mut f, pull), Some(in_a_stretch), "no read to wait for");
+}
+
+const MANY_QUEUES: i64 = 16;
+const MEDIUM: usize = 30_000;
+
+/// A shard after a start, with 48 messages in 16 queues in turn: a stretch has one or two of each queue, and an answer three.
+fn many_queues() -> Fixture {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    let create = CreateTopicRequest::new("T", MANY_QUEUES as i32);
+    f.request(RequestCode::UPDATE_AND_CREATE_TOPIC, &create, &[]);
+    f.settle();
+    for number in 0..3 * MANY_QUEUES {
+        f.send("T", (number % MANY_QUEUES) as i32, "", &[number as u8; MEDIUM]);
+        f.settle();
+    }
+    f.pull("T", 0, 0, "*");
+    f.settle();
+    Fixture::on(f.disk, FlushDiskType::Sync)
+}
+
+/// Asks for everything in a queue.
+fn ask_queue(f: &mut Fixture, queue_id: i64) -> Opaque {
+    let pull = PullMessageRequest { queue_id: queue_id as i32, ..pull_request("T", 0, 0, "*") };
+    f.request(RequestCode::PULL_MESSAGE, &pull, &[])
+}
+
+/// What the answer to a pull has: its next offset, and the numbers of the messages.
+fn numbers(f: &mut Fixture, pull: Opaque) -> Option<(i64, Vec<u8>)> {
+    let (_, next, bodies) = f.pulled(pull)?;
+    Some((next, bodies.iter().map(|body| body[0]).collect()))
+}
+
+#[test]
+fn an_answer_gathers_what_lies_in_several_stretches() {
+    let mut f = many_queues();
+    let pulls = [0, 1, 2].map(|queue| ask_queue(&mut f, queue));
+    let (reads, _) = f.read_all();
+    assert_eq!(reads, 3, "shared by all, and one ahead");
+    for (queue, pull) in pulls.into_iter().enumerate() {
+        let queue = queue as u8;
+        assert_eq!(numbers(&mut f, pull), Some((3, vec![queue, queue + 16, queue + 32])));
+    }
+}
+
+#[test]
+fn what_was_gathered_before_a_read_failed_is_given() {
+    let mut f = many_queues();
+    let pull = ask_queue(&mut f, 0);
+    serve_one(&mut f);
+    assert_eq!(numbers(&mut f, pull), None, "there is more to come");
+    let read = f.fx.reads.remove(0);
+    f.shard.on_read(read.id, Err("the disk is gone".to_owned()), &mut f.fx);
+    f.collect();
+    assert_eq!(numbers(&mut f, pull), Some((2, vec![0, 16])));
+    assert_eq!(f.lines("the disk is gone"), 1);
+
+    let rest = PullMessageRequest { queue_id: 0, ..pull_request("T", 2, 0, "*") };
+    let rest = f.request(RequestCode::PULL_MESSAGE, &rest, &[]);
+    let read = f.fx.reads.remove(0);
+    f.shard.on_read(read.id, Err("the disk is gone".to_owned()), &mut f.fx);
+    f.collect();
+    assert_eq!(f.answer(rest).map(|answer| answer.code), Some(ResponseCode::SYSTEM_ERROR.0));
+}
+
+#[test]
+fn a_damaged_block_in_a_later_stretch_costs_what_is_in_it() {
+    let mut f = many_queues();
+    let pull = ask_queue(&mut f, 0);
+    serve_one(&mut f);
+    for _ in 0..2 {
+        let read = f.fx.reads.remove(0);
+        let mut bytes = f.bytes_of(&read).to_vec();
+        bytes[MEDIUM / 2] ^= 1;
+        f.shard.on_read(read.id, Ok(bytes.into()), &mut f.fx);
+    }
+    f.answer_ready();
+    assert_eq!(f.lines("is damaged"), 1);
+    assert_eq!(numbers(&mut f, pull), Some((3, vec![0, 16])));
+}
+
+#[test]
+fn few_pulls_keep_what_they_gather() {
+    let mut f = many_queues();
+    let pulls: Vec<Opaque> = (0..COLD_GATHERING_MAX + 5).map(|_| ask_queue(&mut f, 0)).collect();
+    serve_one(&mut f);
+    let mut answered = 0;
+    for pull in &pulls {
+        if let Some(found) = numbers(&mut f, *pull) {
+            assert_eq!(found, (2, vec![0, 16]), "the rest is left to the next pull");
+            answered += 1;
+        }
+    }
+    assert_eq!(answered, 5);
 }
 
 #[test]
