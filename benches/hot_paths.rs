@@ -59,6 +59,22 @@ impl Fast {
     }
 
     fn turn(&mut self, frame: &[u8]) {
+        self.turn_with(frame, |head, body| {
+            black_box((head, body));
+        });
+    }
+
+    /// Once more, to see that it is not refusals that were measured.
+    fn check(&mut self, frame: &[u8]) {
+        let mut code = None;
+        self.turn_with(frame, |head, body| {
+            let answer = [head, &body.concat()].concat();
+            code = Some(RemotingCommand::decode(&answer.into()).expect("an answer").code);
+        });
+        assert_eq!(code, Some(ResponseCode::SUCCESS.0));
+    }
+
+    fn turn_with(&mut self, frame: &[u8], mut on_answer: impl FnMut(&[u8], Vec<Bytes>)) {
         let frame = Frame::decode(frame).unwrap();
         self.shard.on_frame(ConnectionId(1), "127.0.0.1:4567".parse().unwrap(), &frame, &mut self.fx);
         while let Some(wanted) = self.shard.prepare_wanted() {
@@ -67,6 +83,7 @@ impl Fast {
         while let Some(write) = self.shard.next_write() {
             self.shard.on_written(write.block, Ok(()), &mut self.fx);
         }
+        self.shard.on_tick(&mut self.fx);
         for news in self.fx.news.drain(..) {
             // Full segments are sealed as in a broker, only not to a disk: that is part of the cost of a message.
             if let News::Seal(index) = news {
@@ -74,9 +91,7 @@ impl Fast {
                 self.shard.on_sealed(seal(&mut store, &self.log, &index).expect("memory has no errors"));
             }
         }
-        self.fx.replies.drain(|_, head, body| {
-            black_box((head, body));
-        });
+        self.fx.replies.drain(|_, head, body| on_answer(head, body));
     }
 }
 
@@ -187,11 +202,13 @@ fn sends(c: &mut Criterion) {
         let mut fast = Fast::new();
         let bytes = send_frame(codec, "T", false, &[1; 1024]);
         group.bench_function(format!("single_1KiB_{name}"), |b| b.iter(|| fast.turn(black_box(&bytes))));
+        fast.check(&bytes);
     }
     let mut fast = Fast::new();
     let bytes = send_frame(Codec::RocketMq, "T", true, &batch_body(1000, 128));
     group.throughput(Throughput::Elements(1000));
     group.bench_function("batch_1000_of_128B", |b| b.iter(|| fast.turn(black_box(&bytes))));
+    fast.check(&bytes);
     for topics in [10, 10_000] {
         let mut fast = Fast::new();
         let name = |i: usize| format!("T{i}");
@@ -207,6 +224,7 @@ fn sends(c: &mut Criterion) {
                 |bytes| fast.turn(&bytes),
                 BatchSize::SmallInput,
             );
+            fast.check(&send_frame(Codec::RocketMq, &name(0), true, &batch_body(64, 128)));
         });
     }
     group.finish();
@@ -270,6 +288,7 @@ fn appends(c: &mut Criterion) {
                     let mut send = QueueSend::of(count);
                     let mut next = order.iter().cycle();
                     b.iter(|| fast.turn(send.to(*next.next().expect("it goes round"))));
+                    fast.check(send.to(0));
                 });
             }
         }

@@ -81,7 +81,7 @@ use ringmq_storage::{
     AppendError, BlockSeq, CommitLog, IndexHeader, Missing, Prepare, QueueIndex, SealedSegments, SegmentBase,
     SegmentIndex,
 };
-use send::PendingBlock;
+use send::{Batch, PendingBlock};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -156,6 +156,8 @@ pub struct Shard {
     own_properties: Rc<[u8]>,
     /// Of the messages of a send; reused.
     ids: String,
+    /// Of a batch that is being sent; reused.
+    batch: Batch,
     message_ids: OffsetMessageIds,
     round_robin: u32,
     has_reported_poison: bool,

@@ -16,6 +16,7 @@ use super::offsets::{Commit, Offsets};
 use super::pop::{self, Flights, Pops};
 use super::records::{self, kind};
 use super::relay::Relay;
+use super::send::Batch;
 use super::topics::{QueueState, Topics, system_topics};
 use super::{Counts, REGION, Shard, ShardConfig, Time};
 use ringmq_protocol::body::{SetMessageRequestModeBody, TopicConfig, perm};
@@ -158,6 +159,7 @@ impl Shard {
             unique_keys,
             own_properties,
             ids: String::new(),
+            batch: Batch::default(),
             message_ids,
             round_robin: 0,
             has_reported_poison: false,

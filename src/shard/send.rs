@@ -23,7 +23,7 @@ use ringmq_protocol::types::{
     BornTimestamp, QueueId, QueueOffset, StoreTimestamp, SysFlag, TagsCode, TransactionKind,
 };
 use ringmq_storage::{
-    AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, WriteError, keys_of,
+    AppendError, Appended, BlockSeq, Entry, KeyHash, LogWrite, QueueIx, TopicHash, WriteError, keys_of,
 };
 use std::borrow::Cow;
 
@@ -66,6 +66,29 @@ struct Target {
     queue: QueueIx,
     queue_id: QueueId,
     flush: FlushDiskType,
+}
+
+/// What the index gets of the messages of a batch, found when they are checked and kept until they are appended. Reused.
+#[derive(Default)]
+pub(super) struct Batch {
+    messages: Vec<Checked>,
+    /// Of all messages, one behind the other.
+    keys: Vec<KeyHash>,
+}
+
+struct Checked {
+    /// As it will be stored.
+    len: usize,
+    tags_code: TagsCode,
+    /// Where its keys end, and those of the next message begin.
+    keys_end: usize,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.keys.clear();
+    }
 }
 
 /// One or more messages in the open block, and who waits for them.
@@ -243,7 +266,10 @@ impl Shard {
             ));
         }
         let place = (&*send.topic, target.queue_id);
-        let (mut bytes, mut count) = (0, 0);
+        let topic = self.index.topic_hash(target.queue);
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.clear();
+        let mut bytes = 0;
         for entry in BatchEntries::new(request.body) {
             let entry = entry.map_err(Refusal::illegal)?;
             let scan = Scan::of(entry.properties);
@@ -256,9 +282,13 @@ impl Shard {
             let properties = [entry.properties];
             let parts = self.parts(request, send, place, entry.flag, entry.body, &properties);
             parts.check(&Limits::default()).map_err(Refusal::illegal)?;
-            bytes += encoded_len(&parts);
-            count += 1;
+            let len = encoded_len(&parts);
+            batch.keys.extend(scan.key_hashes(topic));
+            let (tags_code, keys_end) = (TagsCode::of(scan.tags), batch.keys.len());
+            batch.messages.push(Checked { len, tags_code, keys_end });
+            bytes += len;
         }
+        let count = batch.messages.len();
         if count == 0 || bytes > MESSAGE_BYTES_MAX {
             return Err(Refusal::illegal(format!(
                 "a batch holds at least one message and takes at most {MESSAGE_BYTES_MAX} bytes; this one has {count} and takes {bytes}"
@@ -268,13 +298,15 @@ impl Shard {
         let first = self.index.max(target.queue);
         let mut ids = std::mem::take(&mut self.ids);
         ids.clear();
-        let mut in_block = None;
-        for entry in BatchEntries::new(request.body).flatten() {
+        let (mut in_block, mut keys_start) = (None, 0);
+        for (entry, checked) in BatchEntries::new(request.body).flatten().zip(&batch.messages) {
             let properties = [entry.properties];
             let parts = self.parts(request, send, place, entry.flag, entry.body, &properties);
-            let scan = Scan::of(entry.properties);
-            let Appended { block, position, .. } =
-                self.append(&parts, target.queue, &scan).expect("room was reserved");
+            let Checked { len, tags_code, keys_end } = *checked;
+            let keys = batch.keys[keys_start..keys_end].iter().copied();
+            keys_start = keys_end;
+            let appended = self.append_indexed(&parts, len, target.queue, tags_code, keys);
+            let Appended { block, position, .. } = appended.expect("room was reserved");
             assert_eq!(*in_block.get_or_insert(block), block, "A5: a batch lies in one block");
             if !ids.is_empty() {
                 ids.push(',');
@@ -284,10 +316,18 @@ impl Shard {
         let unique_key = Properties::new(send.encoded_properties()).get(names::UNIQ_KEY);
         let block = in_block.expect("the batch is not empty");
         self.prepare_answer(
-            Staged { to: request.to, target, block, first, count, message_ids: &ids, unique_key },
+            Staged {
+                to: request.to,
+                target,
+                block,
+                first,
+                count: count as u64,
+                message_ids: &ids,
+                unique_key,
+            },
             fx,
         );
-        self.ids = ids;
+        (self.ids, self.batch) = (ids, batch);
         Ok(())
     }
 
@@ -322,17 +362,27 @@ impl Shard {
         queue: QueueIx,
         scan: &Scan<'_>,
     ) -> Result<Appended, Refusal> {
+        let keys = scan.key_hashes(self.index.topic_hash(queue));
+        self.append_indexed(parts, encoded_len(parts), queue, TagsCode::of(scan.tags), keys)
+    }
+
+    /// The same for who knows what the index needs: `len` is the message's [`encoded_len`].
+    fn append_indexed(
+        &mut self,
+        parts: &MessageParts<'_>,
+        len: usize,
+        queue: QueueIx,
+        tags_code: TagsCode,
+        keys: impl Iterator<Item = KeyHash>,
+    ) -> Result<Appended, Refusal> {
         let offset = self.index.max(queue);
-        let len = encoded_len(parts);
         let encode = |position, stored, dst: &mut [u8]| encode_into(parts, offset, position, stored, dst);
         let appended = self.log.append(len, self.store_now(), encode).map_err(Refusal::of_append)?;
         let size = u32::try_from(len).expect("a record is smaller than a block");
         self.on_appended(appended.position);
-        let tags_code = TagsCode::of(scan.tags);
         self.index.push(queue, Entry { position: appended.position, size, tags_code });
-        let topic = self.index.topic_hash(queue);
-        for key in keys_of(scan.unique_key, scan.keys) {
-            self.index.push_key(KeyHash::of(topic, key.as_bytes()), appended.position);
+        for key in keys {
+            self.index.push_key(key, appended.position);
         }
         self.counts.messages_in += 1;
         self.counts.bytes_in += u64::from(size);
@@ -511,6 +561,11 @@ impl<'a> Scan<'a> {
             }
         }
         scan
+    }
+
+    /// The keys under which it is found.
+    fn key_hashes(&self, topic: TopicHash) -> impl Iterator<Item = KeyHash> {
+        keys_of(self.unique_key, self.keys).map(move |key| KeyHash::of(topic, key.as_bytes()))
     }
 
     /// The level that the sender wants, from 1; `None` if the message is not to be delayed.
