@@ -373,7 +373,9 @@ impl Shard {
     fn new_read(&mut self, at: ReadAt) -> ColdRead {
         let len = self.cold_len(at.block);
         let last = self.block_before(PhysicalOffset(at.block.0 + u64::from(len)));
-        let whole = last.ok().flatten().filter(|last| *last > at.block);
+        // What lies between here and the next sector may be no block, but what is before one.
+        let sector = at.block.0.next_multiple_of(u64::from(self.log.config().sector_bytes));
+        let whole = last.ok().flatten().filter(|last| last.0 > sector);
         let len = whole.map_or(len, |end| (end.0 - at.block.0) as u32); // at most `len`
         ColdRead { at, len, is_second_try: false }
     }
@@ -497,10 +499,12 @@ impl Shard {
 
     fn on_cold_bytes(&mut self, read: ColdRead, bytes: Bytes, fx: &mut Effects) {
         let (stretch, first) = self.check(read.at, bytes);
+        // What lies before the first block, if it begins at the next sector.
+        let before = if stretch.blocks.is_empty() { (stretch.next.0 - stretch.start.0) as u32 } else { 0 };
         match first {
             Ok(()) => {}
-            Err(Wrong::Longer(len)) if len > read.len => {
-                return self.submit_cold(ColdRead { len, ..read }, fx);
+            Err(Wrong::Longer(len)) if before + len > read.len => {
+                return self.submit_cold(ColdRead { len: before + len, ..read }, fx);
             }
             Err(problem) if !read.is_second_try => {
                 fx.log(format!(

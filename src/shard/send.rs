@@ -85,9 +85,14 @@ struct Checked {
 }
 
 impl Batch {
+    /// Room that is kept for the next batch; larger ones have to make their own.
+    const KEPT: usize = 16 << 10;
+
     fn clear(&mut self) {
         self.messages.clear();
+        self.messages.shrink_to(Self::KEPT);
         self.keys.clear();
+        self.keys.shrink_to(Self::KEPT);
     }
 }
 
@@ -268,7 +273,6 @@ impl Shard {
         let place = (&*send.topic, target.queue_id);
         let topic = self.index.topic_hash(target.queue);
         let mut batch = std::mem::take(&mut self.batch);
-        batch.clear();
         let mut bytes = 0;
         for entry in BatchEntries::new(request.body) {
             let entry = entry.map_err(Refusal::illegal)?;
@@ -327,6 +331,7 @@ impl Shard {
             },
             fx,
         );
+        batch.clear();
         (self.ids, self.batch) = (ids, batch);
         Ok(())
     }

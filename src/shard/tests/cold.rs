@@ -245,6 +245,27 @@ fn nothing_is_read_ahead_behind_the_last_block() {
 }
 
 #[test]
+fn a_read_from_between_two_blocks_takes_more_than_what_is_between_them() {
+    let mut f = Fixture::new(FlushDiskType::Sync);
+    f.send("T", 0, "", b"small");
+    f.pull("T", 0, 0, "*");
+    f.settle();
+    // After a start the log goes on at the next sector.
+    let mut f = Fixture::on(f.disk, FlushDiskType::Sync);
+    f.send("T", 0, "", &vec![b'x'; 2 * COLD_READ_BYTES as usize]);
+    f.settle();
+    let mut f = Fixture::on(f.disk, FlushDiskType::Sync);
+    let pull = f.pull("T", 0, 0, "*");
+    serve_one(&mut f);
+    assert_eq!(f.pulled(pull).unwrap().2, [b"small"]);
+    f.read_all();
+    assert_eq!(f.lines("again"), 0, "what was read ahead is right");
+    let pull = f.pull("T", 1, 0, "*");
+    f.read_all();
+    assert_eq!(f.pulled(pull).unwrap().2[0].len(), 2 * COLD_READ_BYTES as usize);
+}
+
+#[test]
 fn few_reads_are_under_way_and_fewer_while_the_log_is_written() {
     let mut f = old_messages(100);
     let pulls: Vec<Opaque> = (0..10).map(|place| ask(&mut f, place * 10)).collect();
