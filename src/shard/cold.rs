@@ -66,44 +66,24 @@ impl LogRange {
 /// Who waits for a read.
 #[derive(Debug)]
 pub(super) enum Purpose {
+    /// A pull, and what was read for it so far.
     Pull(Box<ColdPull>),
     /// A look-up of the message at this position.
-    View {
-        to: ReplyTo,
-        position: PhysicalOffset,
-    },
+    View { to: ReplyTo, position: PhysicalOffset },
     /// A question for a client about the message at this position.
-    Question {
-        question: Box<Question>,
-        position: PhysicalOffset,
-    },
+    Question { question: Box<Question>, position: PhysicalOffset },
     /// A search for messages with a key, of which the next one is here.
-    Find {
-        find: Box<Find>,
-        position: PhysicalOffset,
-    },
+    Find { find: Box<Find>, position: PhysicalOffset },
     /// A message that its consumer sends back.
-    SendBack {
-        back: Box<SendBack>,
-        position: PhysicalOffset,
-    },
+    SendBack { back: Box<SendBack>, position: PhysicalOffset },
     /// Messages of a delay level that are due, a range each.
-    Delay {
-        level: DelayLevel,
-        ranges: Vec<LogRange>,
-    },
+    Delay { level: DelayLevel, ranges: Vec<LogRange> },
     /// Messages that were popped, of which the next to be read begins here.
     Popped(Box<PopRead>),
     /// A pop whose filter has to see the messages of a block.
-    PopAgain {
-        pop: Box<Pop>,
-        block: PhysicalOffset,
-    },
+    PopAgain { pop: Box<Pop>, block: PhysicalOffset },
     /// A popped message whose time is over.
-    Revive {
-        revive: Revive,
-        range: LogRange,
-    },
+    Revive { revive: Revive, range: LogRange },
 }
 
 impl Purpose {

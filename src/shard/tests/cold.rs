@@ -27,6 +27,8 @@ fn old_messages(count: i64) -> Fixture {
 }
 
 const SMALL: usize = 10_000;
+/// The block of one such message.
+const SMALL_BLOCK: u32 = 10 << 10;
 
 /// The same with small messages in one queue.
 fn old_small_messages(count: i64) -> Fixture {
@@ -49,13 +51,8 @@ fn beside_sends_a_turn_gives_one_small_answer_out_of_a_small_read() {
     f.tick(1);
     let pulls = [0, 1, 2].map(|offset| f.pull("T", offset, 0, "*"));
     let read = f.fx.reads.remove(0);
-    let most = COLD_READ_BYTES_BESIDE_WRITES;
-    assert!(
-        (most - 2 * SMALL as u32..most).contains(&read.len),
-        "{} is not as many whole blocks as fit",
-        read.len
-    );
-    assert_eq!(f.fx.reads.len(), 0);
+    let whole_blocks = COLD_READ_BYTES_BESIDE_WRITES / SMALL_BLOCK * SMALL_BLOCK;
+    assert_eq!((read.len, f.fx.reads.len()), (whole_blocks, 0));
     let bytes = f.bytes_of(&read);
     f.shard.on_read(read.id, Ok(bytes), &mut f.fx);
     let in_an_answer = COLD_PULL_BYTES_BESIDE_WRITES / SMALL;
